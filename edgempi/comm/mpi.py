@@ -1,0 +1,67 @@
+"""The transport of mpi4py. The one file that imports it; importing it initialises MPI."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mpi4py
+import torch
+from torch import Tensor
+
+mpi4py.rc.thread_level = "funneled"  # one thread talks; the cheapest level that libraries with threads of their own allow
+
+from mpi4py import MPI  # noqa: E402
+
+
+class MpiTransport:
+    """One communicator. Messages are raw bytes, so every dtype travels, bfloat16 too.
+
+    Args:
+        communicator: owned by this object; a clone, so that edgempi's messages cannot meet anybody else's.
+    """
+
+    def __init__(self, communicator: MPI.Intracomm) -> None:
+        self._comm = communicator
+        self.rank = communicator.Get_rank()
+        self.size = communicator.Get_size()
+
+    @classmethod
+    def world(cls) -> MpiTransport:
+        """A clone of the world; every rank must call."""
+        return cls(MPI.COMM_WORLD.Dup())
+
+    def isend(self, tensor: Tensor, target: int, tag: int) -> MPI.Request:
+        """Start to send the bytes of a contiguous tensor."""
+        return self._comm.Isend([_raw(tensor), MPI.BYTE], target, tag)
+
+    def irecv(self, tensor: Tensor, source: int, tag: int) -> MPI.Request:
+        """Start to receive into the bytes of a contiguous tensor."""
+        return self._comm.Irecv([_raw(tensor), MPI.BYTE], source, tag)
+
+    def done(self, requests: Sequence[MPI.Request]) -> bool:
+        """Drive communication; whether all requests are complete."""
+        return MPI.Request.Testall(list(requests))
+
+    def split(self, color: int) -> MpiTransport:
+        """The ranks that named the same color, in world order."""
+        return MpiTransport(self._comm.Split(color, self.rank))
+
+    def probe_size(self, source: int, tag: int) -> int | None:
+        """Bytes of the next message from `source`, or None while there is none."""
+        status = MPI.Status()
+        return status.Get_count(MPI.BYTE) if self._comm.Iprobe(source, tag, status) else None
+
+    def abort(self, status: int) -> None:
+        """End the job on all ranks."""
+        MPI.COMM_WORLD.Abort(status)
+
+
+def library_version() -> str:
+    """The first line of what the MPI library says of itself."""
+    return MPI.Get_library_version().splitlines()[0].strip("\x00 ,")
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    # The tensor must be contiguous: a copy made here would be sent, or worse received into, and forgotten.
+    assert tensor.is_contiguous()
+    return memoryview(tensor.detach().view(-1).view(torch.uint8).numpy())

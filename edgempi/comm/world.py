@@ -1,0 +1,166 @@
+"""All ranks of the job: control messages, transfers by a list of moves, and the groups of the stages.
+
+Control messages are small JSON texts; activations move as raw buffers; nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgempi.comm.group import Group
+from edgempi.comm.traffic import Traffic
+from edgempi.comm.transport import Transport, wait_until
+from edgempi.plan.layout import Layout, Region, moves
+
+CONTROL, DATA = 1, 2  # message tags
+LARGEST_CONTROL_BYTES = 256 * 2**20
+
+
+class Pending:
+    """Sends under way, with the buffers they read: kept alive until the wait that completes them."""
+
+    def __init__(self, world: World, requests: list[Any], buffers: list[Tensor], what: str) -> None:
+        self._world, self._requests, self._buffers, self._what = world, requests, buffers, what
+
+    def wait(self) -> None:
+        """Complete the sends and let the buffers go."""
+        if self._requests:
+            self._world.wait(self._requests, self._what)
+            self._requests, self._buffers = [], []
+
+
+class World:
+    """Every rank of the job.
+
+    Args:
+        transport: what moves the bytes.
+        timeout_s: the bound of every wait.
+    """
+
+    def __init__(self, transport: Transport, timeout_s: float = 120.0) -> None:
+        self._transport = transport
+        self.timeout_s = timeout_s
+        self.traffic = Traffic()
+        self.host = socket.gethostname()
+
+    @property
+    def rank(self) -> int:
+        """This rank."""
+        return self._transport.rank
+
+    @property
+    def size(self) -> int:
+        """How many ranks."""
+        return self._transport.size
+
+    def group(self, color: int) -> Group:
+        """The group of the ranks that name the same color; every rank must call."""
+        self.barrier()  # bounded, so that the library's own unbounded wait below is short
+        return Group(self._transport.split(color), self.traffic, self.timeout_s)
+
+    def wait(self, requests: Sequence[Any], what: str) -> None:
+        """Wait, within the bound, until the requests are complete."""
+        waited = wait_until(
+            lambda: self._transport.done(requests),
+            self.timeout_s,
+            lambda s: f"rank {self.rank} on {self.host} waits in {what}, {s:.0f} s; see cluster.timeout_s",
+        )
+        self.traffic.waited(waited)
+
+    def broadcast_text(self, text: str | None, root: int = 0) -> str:
+        """The text that `root` holds, on every rank; every rank must call."""
+        if self.rank == root:
+            assert text is not None
+            self._send_text(text, [rank for rank in range(self.size) if rank != root])
+            return text
+        return self._receive_text(root)
+
+    def gather_json(self, value: Any) -> list[Any] | None:
+        """The values of all ranks in rank order, on rank 0 (None elsewhere); every rank must call."""
+        if self.rank:
+            self._send_text(json.dumps(value), [0])
+            return None
+        return [value, *(json.loads(self._receive_text(rank)) for rank in range(1, self.size))]
+
+    def all_gather_json(self, value: Any) -> list[Any]:
+        """The values of all ranks in rank order, on every rank; every rank must call."""
+        gathered = self.gather_json(value)
+        values: list[Any] = json.loads(self.broadcast_text(None if gathered is None else json.dumps(gathered)))
+        return values
+
+    def barrier(self) -> None:
+        """Return when every rank has called."""
+        self.all_gather_json(None)
+
+    def transfer(self, tensor: Tensor | None, source: Layout, target: Layout, dtype: torch.dtype) -> tuple[
+        Tensor | None, Pending
+    ]:
+        """Bring a tensor from one layout to another; the ranks of either layout must call.
+
+        Args:
+            tensor: this rank's box under `source`, (rows, tokens, columns); None where it holds none.
+            source, target: see `plan/layout.py`.
+            dtype: what the tensor travels and arrives in.
+        Returns:
+            This rank's box under `target` (None where it holds none), received; and the sends still under way.
+        """
+        plan = moves(source, target)
+        mine = target.get(self.rank)
+        result = None if mine is None else torch.empty(mine.shape, dtype=dtype)
+        arriving: list[tuple[Region, Tensor]] = []
+        requests, kept, receives = [], [], []
+        for move in plan:
+            if move.target == self.rank and move.source != self.rank:
+                buffer = torch.empty(move.region.shape, dtype=dtype)
+                receives.append(self._transport.irecv(buffer, move.source, DATA))
+                arriving.append((move.region, buffer))
+            elif move.source == self.rank:
+                assert tensor is not None
+                part = tensor[move.region.within(source[self.rank])]
+                if move.target == self.rank:
+                    arriving.append((move.region, part))
+                else:
+                    buffer = part.to(dtype).contiguous()
+                    requests.append(self._transport.isend(buffer, move.target, DATA))
+                    self.traffic.sent(buffer.nbytes)
+                    kept.append(buffer)
+        if receives:
+            senders = sorted({move.source for move in plan if move.target == self.rank})
+            self.wait(receives, f"receive of {self.traffic.unit} from rank {', '.join(map(str, senders))}")
+        if result is not None and mine is not None:
+            for region, part in arriving:
+                result[region.within(mine)] = part
+        receivers = sorted({move.target for move in plan if move.source == self.rank})
+        to = ", ".join(map(str, receivers))
+        return result, Pending(self, requests, kept, f"send of {self.traffic.unit} to rank {to}")
+
+    def abort(self, status: int) -> None:
+        """End the job on all ranks at once."""
+        self._transport.abort(status)
+
+    def _send_text(self, text: str, targets: Sequence[int]) -> None:
+        buffer = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
+        requests = [self._transport.isend(buffer, rank, CONTROL) for rank in targets]
+        self.wait(requests, f"control message to rank {', '.join(map(str, targets))}")
+
+    def _receive_text(self, source: int) -> str:
+        sizes: list[int] = []
+
+        def arrived() -> bool:
+            size = self._transport.probe_size(source, CONTROL)
+            sizes.extend([] if size is None else [size])
+            return bool(sizes)
+
+        what = f"control message from rank {source}"
+        wait_until(arrived, self.timeout_s, lambda s: f"rank {self.rank} on {self.host} waits in {what}, {s:.0f} s")
+        if sizes[0] > LARGEST_CONTROL_BYTES:
+            raise RuntimeError(f"{what} of {sizes[0]} bytes is no control message")
+        buffer = torch.empty(sizes[0], dtype=torch.uint8)
+        self.wait([self._transport.irecv(buffer, source, CONTROL)], what)
+        return bytes(buffer.numpy()).decode()

@@ -1,0 +1,1 @@
+"""What a person configures: the schema, and the composing, validating and freezing of it."""

@@ -1,0 +1,217 @@
+"""The whole configuration as dataclasses, one per Hydra group; sizes carry their unit in the name.
+
+Hydra composes YAML into these, `load.py` turns the result into plain objects once, and from there no function
+takes a configuration mapping. `__post_init__` holds the checks that need one group alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from edgempi.errors import UserError
+
+
+class Sharing(StrEnum):
+    """The ways of sharing a stage of the model that have a name (presets of modes, see `plan/plan.py`)."""
+
+    single = "single"
+    data = "data"
+    tensor = "tensor"
+    sequence = "sequence"
+    hybrid = "hybrid"
+
+
+class PlannerName(StrEnum):
+    """Who decides the shares."""
+
+    even = "even"
+    proportional = "proportional"
+    manual = "manual"
+
+
+class WeightDtype(StrEnum):
+    """The form in which a rank keeps its weights and computes."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+@dataclass
+class ModelConfig:
+    """Which checkpoint to run."""
+
+    path: str = "assistant"
+    """A local Hugging Face folder, a hub id, or `assistant` for the small model that edgempi ships."""
+    revision: str | None = None
+    """The hub revision, where `path` is a hub id."""
+
+
+@dataclass
+class DeviceConfig:
+    """One device: where it is, how fast it is beside the others, and what memory it lends."""
+
+    host: str = "localhost"
+    speed: float = 1.0
+    memory_budget_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.speed >= 0, "device speed", self.speed, "a speed is zero or more", "Give a relative speed")
+        _require(
+            self.memory_budget_bytes is None or self.memory_budget_bytes > 0,
+            "device memory_budget_bytes", self.memory_budget_bytes, "a budget is above zero",
+            "Leave it null for a device without a limit",
+        )  # fmt: skip
+
+
+@dataclass
+class ClusterConfig:
+    """The devices, and how MPI reaches them."""
+
+    ranks: int = 2
+    """How many ranks to start on this machine, where `devices` is empty."""
+    devices: dict[str, DeviceConfig] = field(default_factory=dict)
+    """Devices by name, in rank order; empty means `ranks` equal local ones."""
+    memory_budget_bytes: int | None = None
+    """The budget of each of the local ranks, where `devices` is empty."""
+    network: str | None = None
+    """The interface or subnet (`eth0`, `192.168.1.0/24`) that carries MPI's traffic between hosts; null: MPI chooses."""
+    threads_per_rank: int = 1
+    timeout_s: float = 120.0
+    """How long a rank waits for another one before it gives up and names it."""
+
+    def __post_init__(self) -> None:
+        _require(self.ranks >= 1, "cluster.ranks", self.ranks, "at least one rank", "Set cluster.ranks=1 or more")
+        _require(self.timeout_s > 0, "cluster.timeout_s", self.timeout_s, "above zero", "Set it to e.g. 120")
+        _require(
+            self.threads_per_rank >= 1, "cluster.threads_per_rank", self.threads_per_rank, "at least 1",
+            "Set it to the cores that one rank may use",
+        )  # fmt: skip
+
+    def named_devices(self) -> dict[str, DeviceConfig]:
+        """The devices in rank order, local ones named where none were given."""
+        if self.devices:
+            return dict(self.devices)
+        budget = self.memory_budget_bytes
+        return {f"device{r}": DeviceConfig(memory_budget_bytes=budget) for r in range(self.ranks)}
+
+
+@dataclass
+class ParallelConfig:
+    """The way of sharing, before a planner has filled in who gets how much."""
+
+    name: str = "hybrid"
+    """The name under which tables show it."""
+    stages: list[list[int]] | None = None
+    """Devices (ranks) of each pipeline stage; null: one stage over all, or one per device where `pipeline` is set."""
+    pipeline: bool = False
+    """One stage per device, where `stages` is null."""
+    modes: list[Sharing] = field(default_factory=lambda: [Sharing.hybrid])
+    """How each stage shares its layers; one entry stands for all stages."""
+    decode: Sharing | None = Sharing.tensor
+    """The mode that replaces `hybrid` while decoding, where a step has one row and nothing to scatter."""
+    microbatches: int = 1
+    """Into how many groups of rows a batch is cut, so that pipeline stages work at the same time."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.microbatches >= 1, "parallel.microbatches", self.microbatches, "at least 1", "Set it to 1 or more"
+        )
+
+
+@dataclass
+class PlannerConfig:
+    """Who decides the shares, and with what."""
+
+    name: PlannerName = PlannerName.even
+    speeds: list[float] | None = None
+    """`proportional`: relative speeds in rank order; null takes the cluster's."""
+    path: str | None = None
+    """`manual`: a YAML file with the whole program (written by `edgempi plan`), which fixes the way of sharing too."""
+    heads: list[int] | None = None
+    """`manual`: attention heads per device of every stage's group, in rank order."""
+    mlp_columns: list[int] | None = None
+    """`manual`: MLP columns per device, in rank order."""
+    vocabulary: list[int] | None = None
+    """`manual`: rows of the embedding table and of the head per device, in rank order."""
+    tokens: list[float] | None = None
+    """`manual`: token weights per device."""
+    rows: list[float] | None = None
+    """`manual`: batch row weights per device."""
+    layers: list[int] | None = None
+    """`manual`: layers per stage."""
+
+
+@dataclass
+class WeightsConfig:
+    """How weights are kept in memory."""
+
+    dtype: WeightDtype = WeightDtype.fp32
+
+
+@dataclass
+class WireConfig:
+    """How activations travel; null sends them in the dtype they are computed in."""
+
+    dtype: WeightDtype | None = None
+
+
+@dataclass
+class DataConfig:
+    """What to run the model on."""
+
+    prompts: list[str] = field(default_factory=list)
+    file: str | None = None
+    """A text file with one request per line, run after `prompts`."""
+    max_new_tokens: int = 64
+    batch: int = 1
+    """`verify` and `plan`: rows of the synthetic batch."""
+    length: int = 32
+    """`verify` and `plan`: tokens per row of the synthetic batch."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch", "length"):
+            _require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1", "Raise it")
+
+
+@dataclass
+class TaskConfig:
+    """The verb, and what only verbs need."""
+
+    name: str = "infer"
+    compare: bool = True
+    """`infer`: also time one device alone, where it can hold the model."""
+    tolerance: float = 2e-5
+    """`verify`: the largest difference allowed, as a share of the output's largest magnitude."""
+    save: str | None = None
+    """`plan`: write the program to this YAML file."""
+
+
+@dataclass
+class OutputConfig:
+    """Where results go."""
+
+    json: bool = False
+    """Print the result as one JSON document on standard output, and everything else on standard error."""
+    directory: str | None = None
+    """Filled in by the parent: the run's folder, which receives `job.yaml` and `result.json`."""
+
+
+@dataclass
+class Config:
+    """Everything; the order is the order in which `--cfg job` shows it."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    wire: WireConfig = field(default_factory=WireConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+
+def _require(right: bool, what: str, value: object, rule: str, remedy: str) -> None:
+    if not right:
+        raise UserError(what, value=value, rule=rule, remedy=remedy)

@@ -1,0 +1,1 @@
+"""Running a loaded model: forward passes and greedy decoding."""

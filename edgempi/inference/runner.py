@@ -1,0 +1,99 @@
+"""Load a rank's share of a model and run it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from edgempi.comm import World
+from edgempi.models.block import Block
+from edgempi.models.checkpoint import Checkpoint
+from edgempi.models.ends import Embed, Head
+from edgempi.models.families import family_named
+from edgempi.models.kv_cache import KVCache
+from edgempi.models.weights import TORCH_DTYPES, Weights
+from edgempi.ops.linear import Route, pick_route
+from edgempi.ops.norm import Norm
+from edgempi.parallel.executor import Batch, Executor, Observer, Output, collect
+from edgempi.plan.plan import Plan, Program
+from edgempi.plan.share import device_share
+from edgempi.plan.spec import ModelSpec
+
+
+class Runner:
+    """One rank's part of a program, loaded and ready.
+
+    Collective: every rank of `world` constructs it with the same program, spec and (equal copies of the) folder.
+
+    Args:
+        world: all ranks; exactly the devices of the program.
+        program: who owns what, per phase.
+        spec: the model.
+        folder: the checkpoint on this host.
+        route: how linears keep their weights; None: what is fastest here.
+    """
+
+    def __init__(
+        self, world: World, program: Program, spec: ModelSpec, folder: Path, route: Route | None = None
+    ) -> None:
+        self.world, self.program, self.spec = world, program, spec
+        plan = program.prefill
+        stage = plan.stage_of(world.rank)
+        self.group = group = world.group(plan.stages.index(stage))
+        dtype = TORCH_DTYPES[plan.weight_dtype]
+        route = route or pick_route(dtype)
+        self.route = route.name
+        with torch.inference_mode(), Checkpoint(folder) as checkpoint:
+            share = device_share(plan, spec, world.rank)
+            family = family_named(spec.family)
+            weights = Weights(checkpoint, family, spec, share, route, dtype, plan.column_blocks)
+            units = {unit: _load(weights, unit) for unit in stage.units}
+            stacks = {unit.partition(".")[0] for unit in stage.units}
+            tables = {stack: weights.tensor(f"{stack}.relative.weight") for stack in stacks}
+            self.data_bytes_read, self.header_bytes_read = checkpoint.data_bytes, checkpoint.header_bytes
+        relative = {stack: table for stack, table in tables.items() if table is not None}
+        self._executors = {
+            name: Executor(world, group, phase, spec, units, relative) for name, phase in program.phases.items()
+        }
+
+    def plan(self, phase: str) -> Plan:
+        """The plan of a phase; a program without that phase uses its prefill plan."""
+        return self.program.phases.get(phase, self.program.prefill)
+
+    def forward(
+        self,
+        batch: Batch,
+        phase: str = "prefill",
+        caches: Sequence[KVCache] | None = None,
+        index_B: Tensor | None = None,
+        observe: Observer | None = None,
+    ) -> list[dict[str, Output]]:
+        """One pass; see `Executor.forward`. Collective: every rank."""
+        executor = self._executors.get(phase, self._executors["prefill"])
+        with torch.inference_mode():
+            return executor.forward(batch, caches, index_B, observe)
+
+    def outputs(self, batch: Batch) -> dict[str, Tensor]:
+        """A prefill pass with its outputs whole on rank 0 (empty elsewhere). Collective: every rank."""
+        with torch.inference_mode():
+            return collect(self.world, self.forward(batch), [0])
+
+    def new_caches(self, rows: int, capacity: int) -> list[KVCache]:
+        """Empty key-value caches for a batch, one per microbatch."""
+        return [KVCache(capacity) for _ in self._executors["prefill"].microbatches(rows)]
+
+
+def _load(weights: Weights, unit: str) -> Block | Embed | Norm | Head:
+    stack, _, part = unit.partition(".")
+    match part:
+        case "embed":
+            return Embed(weights, stack)
+        case "norm":
+            return weights.norm(unit, weights.spec.stacks[stack])
+        case "":
+            return Head(weights)
+        case _:
+            return Block(weights, stack, unit)

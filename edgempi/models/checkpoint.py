@@ -1,0 +1,189 @@
+"""Read slices of safetensors files by `pread`: a rank touches the bytes that its share names and no others.
+
+The format is a little-endian u64 with the header's length, the header (JSON: name -> dtype, shape, data offsets), and
+the data, row-major. Memory maps are avoided on purpose: pages that a map touches are neither counted nor bounded.
+Source: the safetensors format, https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from edgempi.errors import UserError
+from edgempi.plan.apportion import Span
+
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""File dtypes that hold weights; anything else is refused by name."""
+LARGEST_HEADER_BYTES = 100_000_000
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor stands: its file, dtype name, shape, and byte offset from the start of the file."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+class Checkpoint:
+    """The tensors of a Hugging Face folder, single-file or sharded; reading is by slice.
+
+    Args:
+        folder: a folder with `model.safetensors`, or an index and its shards.
+    Raises:
+        UserError: no such folder, no safetensors in it (a pickle is refused with the remedy), a damaged file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.header_bytes = 0
+        self.data_bytes = 0
+        self._files: dict[Path, int] = {}
+        self.entries: dict[str, Entry] = {}
+        for path in _weight_files(folder):
+            self.entries.update(self._read_header(path))
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files.clear()
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of names, shapes, dtypes and offsets: equal on two hosts that hold the same export."""
+        lines = (f"{n} {e.path.name} {e.dtype} {e.shape} {e.offset}" for n, e in sorted(self.entries.items()))
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+    def read(self, name: str, dtype: torch.dtype, dim: int = 0, span: Span | None = None) -> Tensor:
+        """Read `span` of a tensor along `dim`, whole where no span is given, and convert it.
+
+        Args:
+            name: the tensor's name in the checkpoint.
+            dtype: what the result is converted to.
+            dim: 0, or 1 where each row of a matrix gives a part.
+            span: the range along `dim`.
+        Returns:
+            A contiguous tensor of its own memory.
+        """
+        entry = self.entries[name]
+        if entry.dtype not in DTYPES:
+            raise UserError(
+                f"tensor {name} in {entry.path.name}", value=f"dtype {entry.dtype}",
+                rule=f"weights are stored as one of {', '.join(DTYPES)}",
+                remedy="Convert the checkpoint, e.g. model.to(torch.bfloat16).save_pretrained(...)",
+            )  # fmt: skip
+        stored = DTYPES[entry.dtype]
+        start, stop = span if span is not None else (0, entry.shape[dim] if entry.shape else 1)
+        shape = list(entry.shape)
+        if shape:
+            shape[dim] = stop - start
+        result = torch.empty(shape, dtype=stored)
+        if result.numel():
+            buffer = memoryview(result.view(-1).view(torch.uint8).numpy())
+            inner = prod(entry.shape[dim + 1 :]) * stored.itemsize
+            outer = prod(entry.shape[:dim])
+            run = (stop - start) * inner
+            stride = entry.shape[dim] * inner if entry.shape else inner
+            if outer == 1 or run == stride:
+                self._fill(entry, entry.offset + start * inner, buffer)
+            else:
+                for row in range(outer):
+                    first = entry.offset + row * stride + start * inner
+                    self._fill(entry, first, buffer[row * run : (row + 1) * run])
+        return result.to(dtype)
+
+    def _fill(self, entry: Entry, offset: int, buffer: memoryview) -> None:
+        descriptor = self._files[entry.path]
+        while buffer.nbytes:
+            count = os.preadv(descriptor, [buffer], offset)
+            if count == 0:
+                raise _damaged(entry.path, f"ends at byte {offset}", "the data its header names is all there")
+            self.data_bytes += count
+            buffer, offset = buffer[count:], offset + count
+
+    def _read_header(self, path: Path) -> Mapping[str, Entry]:
+        descriptor = os.open(path, os.O_RDONLY)
+        self._files[path] = descriptor
+        size = os.fstat(descriptor).st_size
+        prefix = os.pread(descriptor, 8, 0)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > min(LARGEST_HEADER_BYTES, size - 8):
+            raise _damaged(path, f"header of {length} bytes in a file of {size}", "the header fits in the file")
+        text = os.pread(descriptor, length, 8)
+        self.header_bytes += 8 + length
+        try:
+            header = json.loads(text)
+            header.pop("__metadata__", None)
+            entries, end = {}, 8 + length
+            for name, about in header.items():
+                begin, stop = about["data_offsets"]
+                entry = Entry(path, str(about["dtype"]), tuple(map(int, about["shape"])), 8 + length + int(begin))
+                stored = DTYPES.get(entry.dtype)
+                if stored is not None and stop - begin != prod(entry.shape) * stored.itemsize:
+                    raise _damaged(path, f"{name} has {stop - begin} bytes", "a tensor's bytes follow from its shape")
+                if begin < 0 or stop < begin:
+                    raise _damaged(path, f"{name} at {begin}..{stop}", "offsets rise from zero")
+                entries[name] = entry
+                end = max(end, 8 + length + int(stop))
+        except UserError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise _damaged(path, f"header: {error}", "the header is the JSON that safetensors writes") from error
+        if end > size:
+            raise _damaged(path, f"{size} bytes", f"its header names {end}")
+        return entries
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(
+            "model folder", value=folder, rule="it is a folder on every host, or a hub id",
+            remedy="Correct model.path, or copy the folder to the same place on each host",
+        )  # fmt: skip
+    if (folder / INDEX).exists():
+        try:
+            names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise _damaged(folder / INDEX, f"{error}", "it maps tensor names to files") from error
+        # Only the name counts: an index must not lead out of its folder.
+        paths = [folder / Path(name).name for name in names]
+        missing = [path.name for path in paths if not path.exists()]
+        if missing:
+            raise UserError(
+                f"checkpoint {folder}", value=f"missing {', '.join(missing)}", rule="all files of the index are there",
+                remedy="Download or copy the missing shards",
+            )  # fmt: skip
+        return paths
+    if (folder / SINGLE).exists():
+        return [folder / SINGLE]
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    if pickles:
+        raise UserError(
+            f"checkpoint {folder}", value=f"only {', '.join(pickles)}",
+            rule="weights are read from safetensors, never unpickled (a pickle can run code)",
+            remedy="Convert it once on a machine you trust: AutoModel.from_pretrained(folder).save_pretrained(folder)",
+        )  # fmt: skip
+    raise UserError(
+        f"checkpoint {folder}", value="no weights", rule=f"it holds {SINGLE} or {INDEX}",
+        remedy="Point model.path to a Hugging Face folder",
+    )  # fmt: skip
+
+
+def _damaged(path: Path, value: str, rule: str) -> UserError:
+    return UserError(f"checkpoint file {path}", value=value, rule=rule, remedy="Download or copy the file again")

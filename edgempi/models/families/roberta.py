@@ -1,0 +1,63 @@
+"""RoBERTa: BERT's encoder with positions counted over the tokens that are not padding."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from edgempi.models.families.base import Family, Source, architecture, refuse, tied
+from edgempi.models.families.bert import encoder, encoder_source
+from edgempi.plan.spec import Head, ModelSpec
+
+HEAD = {
+    "head.dense": ("lm_head.dense", "classifier.dense", "roberta.pooler.dense", "pooler.dense"),
+    "head.norm": ("lm_head.layer_norm",),
+}
+OUT = {
+    "head.out.weight": ("classifier.out_proj.weight", "classifier.weight", "lm_head.decoder.weight"),
+    "head.out.bias": ("classifier.out_proj.bias", "classifier.bias", "lm_head.bias"),
+}
+
+
+def spec(config: Any, names: Collection[str]) -> ModelSpec:
+    """Translate a RobertaConfig."""
+    first = config.pad_token_id + 1
+    return ModelSpec(
+        family="roberta",
+        enc=encoder(config, "token", config.pad_token_id),
+        dec=None,
+        head=_head(config, names),
+        max_tokens=config.max_position_embeddings - first,
+        pad_token=config.pad_token_id,
+    )
+
+
+def source(parameter: str) -> Source:
+    """Where a parameter stands."""
+    if found := encoder_source("roberta.")(parameter):
+        return found
+    if parameter in OUT:
+        return Source(OUT[parameter])
+    stem, _, kind = parameter.rpartition(".")
+    return Source(tuple(f"{name}.{kind}" for name in HEAD[stem]))
+
+
+def _head(config: Any, names: Collection[str]) -> Head:
+    kind = architecture(config)
+    if kind == "RobertaForMaskedLM":
+        own = tied(config, names, "lm_head.decoder.weight")
+        return Head(
+            rows=config.vocab_size, vocabulary=True, tied=own, bias=True,
+            dense=True, dense_activation="gelu", dense_norm=True,
+        )  # fmt: skip
+    if kind == "RobertaForSequenceClassification":
+        return Head(rows=config.num_labels, select="first", bias=True, dense=True, dense_activation="tanh")
+    if kind == "RobertaForTokenClassification":
+        return Head(rows=config.num_labels, bias=True)
+    if kind == "RobertaModel":
+        pooled = any(name.endswith("pooler.dense.weight") for name in names)
+        return Head(select="first", dense=True, dense_activation="tanh") if pooled else Head()
+    raise refuse("architectures", kind, "RobertaForMaskedLM, -SequenceClassification, -TokenClassification, -Model")
+
+
+FAMILY = Family("roberta", spec, source, ("embeddings.position_ids", "lm_head.decoder.bias"))

@@ -1,0 +1,321 @@
+"""Run a plan: this rank's units in order, bytes in from the stage before, bytes out to the stage after.
+
+One loop serves every way of sharing: a stage of one device, a group that shares by heads, tokens or rows, and any
+pipeline of these. Which messages pass between two stages follows from their layouts alone (`plan/layout.py`).
+
+Shapes: B rows of the whole batch, S tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgempi.comm import Group, World
+from edgempi.comm.world import Pending
+from edgempi.models.block import Block
+from edgempi.models.ends import Embed, Head, selected
+from edgempi.models.kv_cache import KVCache
+from edgempi.models.stream import Memory, Stream
+from edgempi.models.weights import TORCH_DTYPES
+from edgempi.ops.norm import Norm
+from edgempi.parallel.seams import Whole, seam
+from edgempi.plan.apportion import Span, apportion, spans
+from edgempi.plan.layout import Layout, Region
+from edgempi.plan.plan import Block as BlockMode
+from edgempi.plan.plan import Plan, Stage, Table
+from edgempi.plan.spec import ModelSpec
+
+Observer = Callable[[str, Tensor], None]
+"""Called with every unit's name and this device's part of the stream after it."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What goes in, equal on every rank: ids (B, S), and which of them are real (None: all).
+
+    A decoder-only or encoder-only model has one pair. `types` belongs to the encoder's ids.
+    """
+
+    enc_ids: Tensor | None = None
+    enc_padding: Tensor | None = None
+    dec_ids: Tensor | None = None
+    dec_padding: Tensor | None = None
+    types: Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        ids = self.dec_ids if self.enc_ids is None else self.enc_ids
+        assert ids is not None
+        return len(ids)
+
+    def ids(self, stack: str) -> Tensor:
+        """The ids of one stack."""
+        ids = self.enc_ids if stack == "enc" else self.dec_ids
+        assert ids is not None
+        return ids
+
+    def padding(self, stack: str) -> Tensor | None:
+        """The padding mask of one stack."""
+        return self.enc_padding if stack == "enc" else self.dec_padding
+
+    def cut(self, rows: Span) -> Batch:
+        """The given rows."""
+        parts = (self.enc_ids, self.enc_padding, self.dec_ids, self.dec_padding, self.types)
+        return Batch(*(None if part is None else part[slice(*rows)] for part in parts))
+
+
+@dataclass(frozen=True)
+class Output:
+    """One named result of a microbatch: this rank's box (None where it has none), and where all boxes lie."""
+
+    rows: Span
+    tensor: Tensor | None
+    layout: Layout
+    shape: tuple[int, int, int]
+
+
+class Executor:
+    """Runs one plan on this rank.
+
+    Args:
+        world: all ranks.
+        group: the ranks of this rank's stage.
+        plan: who does what.
+        spec: the model.
+        units: this rank's units, loaded (`inference/runner.py`).
+        relative: the own heads' columns of the relative bias tables, by stack.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        group: Group,
+        plan: Plan,
+        spec: ModelSpec,
+        units: Mapping[str, Block | Embed | Norm | Head],
+        relative: Mapping[str, Tensor],
+    ) -> None:
+        self._world, self._group, self._plan, self._spec = world, group, plan, spec
+        self._units, self._relative = units, relative
+        self._dtype, self._wire = TORCH_DTYPES[plan.weight_dtype], TORCH_DTYPES[plan.wire_dtype]
+
+    def microbatches(self, rows: int) -> tuple[Span, ...]:
+        """The groups of rows that pass one after another, so that stages work at the same time."""
+        count = min(self._plan.microbatches, rows)
+        return spans(apportion(rows, [1.0] * count))
+
+    def forward(
+        self,
+        batch: Batch,
+        caches: Sequence[KVCache] | None = None,
+        index_B: Tensor | None = None,
+        observe: Observer | None = None,
+    ) -> list[dict[str, Output]]:
+        """One pass of all units over the batch.
+
+        Collective: every rank, same arguments.
+
+        Args:
+            batch: ids and masks; with caches that hold tokens, the new decoder ids only.
+            caches: one per microbatch, filled on the way; None: nothing is kept.
+            index_B: the token of each row that the head is asked for; None: what the head reads by itself.
+            observe: see `Observer`.
+        Returns:
+            The outputs of each microbatch by name, where they lie.
+        """
+        sends: list[Pending] = []
+        results = []
+        for i, rows in enumerate(self.microbatches(batch.rows)):
+            index = None if index_B is None else index_B[slice(*rows)]
+            one = _Pass(self, batch.cut(rows), None if caches is None else caches[i], index, observe)
+            results.append(one.run(rows, sends))
+        for send in sends:
+            send.wait()
+        return results
+
+
+class _Pass:
+    """One microbatch on its way through the stages."""
+
+    def __init__(
+        self, executor: Executor, batch: Batch, cache: KVCache | None, index: Tensor | None, observe: Observer | None
+    ) -> None:
+        self._x, self._batch, self._cache, self._observe = executor, batch, cache, observe
+        self._spec, self._world = executor._spec, executor._world
+        self._offset = 0 if cache is None else cache.length
+        last = self._spec.last
+        if index is None and self._spec.head.select != "all":
+            index = selected(self._spec.head.select, batch.ids(last), self._spec.pad_token)
+        self._index = index
+        self._state: dict[str, Tensor] = {}
+        self._streams: dict[str, Stream] = {}
+
+    def run(self, rows: Span, sends: list[Pending]) -> dict[str, Output]:
+        """Take part in every stage that this rank belongs to, and hand on what the next one needs."""
+        stages = [(stage, units) for stage in self._x._plan.stages if (units := self._due(stage))]
+        outputs: dict[str, Tensor] = {}
+        for position, (stage, units) in enumerate(stages):
+            if self._world.rank not in stage.devices:
+                continue
+            if position:
+                self._hand_over(stages[position - 1][0], stage, units[0], sends)
+            outputs = self._run_units(stage, units)
+            if position + 1 < len(stages):
+                after, after_units = stages[position + 1]
+                self._hand_over(stage, after, after_units[0], sends)
+        if self._cache is not None:
+            self._cache.length += self._batch.ids(self._spec.last).shape[1]
+        return self._outputs(stages[-1][0], outputs, rows)
+
+    def _due(self, stage: Stage) -> tuple[str, ...]:
+        """The stage's units that this pass needs: the encoder has spoken once its keys are cached."""
+        skip = "enc." if self._spec.dec is not None and self._offset else "-"
+        return tuple(unit for unit in stage.units if not unit.startswith(skip))
+
+    def _run_units(self, stage: Stage, units: Sequence[str]) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = {}
+        for unit in units:
+            stack = self._spec.last if unit == "head" else unit.partition(".")[0]
+            with self._world.traffic.within(unit):
+                run = self._x._units[unit]
+                if isinstance(run, Head):
+                    split = stage.modes.head == Table.vocabulary and self._spec.head.vocabulary
+                    index = None if self._index is None else self._index[slice(*self._rows(stage))]
+                    outputs = run(self._state[stack], self._seam(stage, stack, split), index)
+                    continue
+                if isinstance(run, Embed):
+                    self._state[stack] = run(self._stream(stage, stack))
+                elif isinstance(run, Block):
+                    cache = None if self._cache is None else self._cache.layer(unit)
+                    self._state[stack] = run(self._state[stack], self._stream(stage, stack), cache)
+                else:
+                    self._state[stack] = run(self._state[stack])
+                if self._observe is not None:
+                    self._observe(unit, self._state[stack])
+                if self._ends_encoder(unit):
+                    self._state["memory"] = self._publish(stage)
+        return outputs
+
+    def _ends_encoder(self, unit: str) -> bool:
+        following = self._spec.units[self._spec.units.index(unit) + 1]
+        return following == "dec.embed"
+
+    def _publish(self, stage: Stage) -> Tensor:
+        """The encoder's output as this stage's decoder layers read it: whole where they are split by heads."""
+        x = self._state.pop("enc")
+        whole = stage.modes.attention == BlockMode.tensor and _decodes(stage)
+        return self._seam(stage, "enc", False).gather(x) if whole else x
+
+    def _stream(self, stage: Stage, stack: str) -> Stream:
+        if stack not in self._streams:
+            rows = slice(*self._rows(stage))
+            batch = self._batch
+            padding, encoder_padding = batch.padding(stack), batch.enc_padding
+            modes = stage.modes
+            memory = self._state.get("memory") if stack == "dec" else None
+            encoder_padding = None if encoder_padding is None else encoder_padding[rows]
+            self._streams[stack] = Stream(
+                stack=self._spec.stacks[stack],
+                ids=batch.ids(stack)[rows],
+                offset=self._offset,
+                padding=None if padding is None else padding[rows],
+                types=None if batch.types is None else batch.types[rows],
+                dtype=self._x._dtype,
+                embedding_seam=self._seam(stage, stack, modes.embedding == Table.vocabulary),
+                attention_seam=self._seam(stage, stack, modes.attention == BlockMode.tensor),
+                mlp_seam=self._seam(stage, stack, modes.mlp == BlockMode.tensor),
+                relative_table=self._x._relative.get(stack),
+                memory=None if memory is None else Memory(memory, self._memory_seam(stage), encoder_padding),
+                memory_padding=encoder_padding,
+            )
+        return self._streams[stack]
+
+    def _memory_seam(self, stage: Stage) -> Whole:
+        return self._seam(stage, "enc", stage.modes.attention == BlockMode.tensor)
+
+    def _seam(self, stage: Stage, stack: str, split: bool) -> Whole:
+        return seam(stage, self._x._group, self._batch.ids(stack).shape[1], self._x._wire, split)
+
+    def _rows(self, stage: Stage) -> Span:
+        return stage.row_spans(self._batch.rows)[stage.position(self._world.rank)]
+
+    def _hand_over(self, before: Stage, after: Stage, unit: str, sends: list[Pending]) -> None:
+        """Send from `before` to `after` what the unit that comes next needs; this rank is on one side."""
+        for name in self._carried(unit):
+            stack = "enc" if name == "memory" else name
+            shape = (self._batch.rows, self._batch.ids(stack).shape[1], self._spec.stacks[stack].width)
+            memory = name == "memory"
+            source, target = _lies(before, shape, memory), _lies(after, shape, memory)
+            with self._world.traffic.within(f"to {unit}"):
+                own = self._state.get(name) if self._world.rank in before.devices else None
+                got, pending = self._world.transfer(own, source, target, self._x._wire)
+            sends.append(pending)
+            if got is not None:
+                self._state[name] = got.to(self._x._dtype)
+
+    def _carried(self, unit: str) -> list[str]:
+        """What must be at hand before `unit` can run."""
+        stack, _, part = unit.partition(".")
+        if unit == "head":
+            return [self._spec.last]
+        streams = [] if part == "embed" else [stack]
+        crosses = stack == "dec" and self._spec.enc is not None and part != "norm" and not self._offset
+        return streams + ["memory"] * crosses
+
+    def _outputs(self, stage: Stage, tensors: Mapping[str, Tensor], rows: Span) -> dict[str, Output]:
+        spec, head = self._spec, self._spec.head
+        B, S = self._batch.rows, self._batch.ids(spec.last).shape[1]
+        width = spec.stacks[spec.last].width
+        names = {"logits": head.rows} if head.rows else {"last_hidden_state": head.project_width or width}
+        if not head.rows and head.dense:
+            names["pooler_output"] = width
+        found = {}
+        for name, columns in names.items():
+            one = self._index is not None and name != "last_hidden_state"
+            tokens = 1 if one else S
+            split = name == "logits" and head.vocabulary and stage.modes.head == Table.vocabulary
+            boxes = {}
+            for device, own in stage.layout(B, S, columns).items():
+                column_span = spans(stage.vocabulary)[stage.position(device)] if split else own.columns
+                boxes[device] = Region(own.rows, (0, tokens) if one or split else own.tokens, column_span)
+            found[name] = Output(rows, tensors.get(name), boxes, (B, tokens, columns))
+        return found
+
+
+def _decodes(stage: Stage) -> bool:
+    return any(unit.startswith("dec.") and unit.partition(".")[2].isdigit() for unit in stage.units)
+
+
+def _lies(stage: Stage, shape: tuple[int, int, int], memory: bool) -> Layout:
+    """Where the stream lies on a stage; the encoder's output lies whole where decoder layers split by heads read it."""
+    layout = stage.layout(*shape)
+    if memory and _decodes(stage) and stage.modes.attention == BlockMode.tensor:
+        return {d: Region(r.rows, (0, shape[1]), r.columns) for d, r in layout.items()}
+    return layout
+
+
+def collect(world: World, outputs: Sequence[Mapping[str, Output]], targets: Sequence[int]) -> dict[str, Tensor]:
+    """Bring outputs whole to the target ranks.
+
+    Collective: every rank, same order.
+
+    Returns:
+        (B, S or 1, D) by name, in fp32, on the targets; an empty mapping elsewhere.
+    """
+    whole: dict[str, list[Tensor]] = {}
+    with world.traffic.within("collect"):
+        for output in outputs:
+            for name, part in output.items():
+                B, S, D = part.shape
+                layout = {rank: Region((0, B), (0, S), (0, D)) for rank in targets}
+                got, pending = world.transfer(part.tensor, part.layout, layout, torch.float32)
+                pending.wait()
+                if got is not None:
+                    whole.setdefault(name, []).append(got)
+    return {name: torch.cat(parts) for name, parts in whole.items()}
+

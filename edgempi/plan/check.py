@@ -1,0 +1,107 @@
+"""Whether a plan fits a model: every rule a plan must keep, each broken one a sentence with its remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgempi.errors import UserError
+from edgempi.plan.plan import PRESETS, Block, Connective, Plan, Program, Stage, Table
+from edgempi.plan.spec import ModelSpec
+
+
+def check_program(program: Program, spec: ModelSpec) -> None:
+    """Check every phase, and that all phases own the same weights (a rank loads them once)."""
+    for plan in program.phases.values():
+        check_plan(plan, spec)
+    first = program.prefill
+    for name, plan in program.phases.items():
+        owned = [(s.units, s.devices, s.heads, s.mlp_columns, s.vocabulary) for s in plan.stages]
+        if owned != [(s.units, s.devices, s.heads, s.mlp_columns, s.vocabulary) for s in first.stages]:
+            raise UserError(
+                f"phase {name}", value="other shares than prefill", rule="all phases own the same weights",
+                remedy="Give the phases the same units, heads, MLP columns and vocabulary rows",
+            )  # fmt: skip
+
+
+def check_plan(plan: Plan, spec: ModelSpec) -> None:
+    """Check one plan against the model it is for.
+
+    Raises:
+        UserError: units missing or out of order, a device in two stages, shares that do not sum or have the wrong
+            length, head shares that cut a key-value group, modes that cannot stand together.
+    """
+    units = [unit for stage in plan.stages for unit in stage.units]
+    if units != list(spec.units):
+        odd = next((a for a, b in zip(units, spec.units, strict=False) if a != b), "its end")
+        raise UserError(
+            "plan units", value=f"{len(units)} units, first odd one {odd}",
+            rule=f"the stages' units are the model's {len(spec.units)}, in order: {spec.units[0]} .. {spec.units[-1]}",
+            remedy="Make the plan for this model (edgempi plan)",
+        )  # fmt: skip
+    devices = [device for stage in plan.stages for device in stage.devices]
+    if sorted(devices) != list(range(len(devices))):
+        raise UserError(
+            "plan devices", value=devices, rule="each device 0 .. N-1 works in exactly one stage",
+            remedy="Name every rank once",
+        )  # fmt: skip
+    for index, stage in enumerate(plan.stages):  # a stage without units is legal: its devices stay idle
+        _check_stage(f"stage {index}", stage, spec)
+
+
+def _check_stage(where: str, stage: Stage, spec: ModelSpec) -> None:
+    modes = stage.modes
+    if modes == PRESETS["single"] and stage.size > 1:
+        raise UserError(
+            where, value=f"single over {stage.size} devices", rule="a single stage has one device",
+            remedy="Use parallel=data, tensor, sequence or hybrid, or one stage per device (parallel=pipeline)",
+        )  # fmt: skip
+    tokens = modes.connective == Connective.tokens
+    split = Block.tensor in (modes.attention, modes.mlp) or Table.vocabulary in (modes.embedding, modes.head)
+    if (modes.attention == Block.sequence and not tokens) or modes.mlp == Block.sequence:
+        raise UserError(
+            f"{where} modes", value=modes.name, rule="attention by sequence needs connective blocks by tokens, "
+            "and an MLP is local or tensor", remedy="Set connective: tokens or attention: tensor",
+        )  # fmt: skip
+    if (modes.connective == Connective.rows and split) or (
+        tokens and stage.size > 1 and modes.attention == Block.local
+    ):
+        raise UserError(
+            f"{where} modes", value=modes.name, rule="a block works on what its connective block hands it",
+            remedy="With connective: rows every block is local; with tokens attention is sequence or tensor",
+        )  # fmt: skip
+    stacks = {unit.partition(".")[0] for unit in stage.units if unit.partition(".")[2].isdigit()}
+    for name, stack in spec.stacks.items():
+        if name in stacks and modes.attention == Block.tensor:
+            heads = stage.heads.get(name, ())
+            _check_sum(f"{where} {name} heads", heads, stage.size, stack.heads)
+            uneven = [count for count in heads if count % stack.group]
+            if uneven:
+                raise UserError(
+                    f"{where} {name} heads", value=list(heads),
+                    rule=f"{stack.group} query heads share one key-value head and stay together",
+                    remedy=f"Give multiples of {stack.group} (zero is allowed)",
+                )  # fmt: skip
+        if name in stacks and modes.mlp == Block.tensor:
+            _check_sum(
+                f"{where} {name} mlp_columns", stage.mlp_columns.get(name, ()), stage.size, stack.mlp_columns
+            )
+    embeds = any(unit.endswith(".embed") for unit in stage.units)
+    heads_here = "head" in stage.units and spec.head.vocabulary
+    if (embeds and modes.embedding == Table.vocabulary) or (heads_here and modes.head == Table.vocabulary):
+        vocabulary = spec.stacks[spec.last].embedding.vocabulary
+        _check_sum(f"{where} vocabulary", stage.vocabulary, stage.size, vocabulary)
+    for what, weights, needed in (("tokens", stage.tokens, tokens), ("rows", stage.rows, modes.connective == "rows")):
+        if needed and (len(weights) != stage.size or min(weights) < 0 or sum(weights) <= 0):
+            raise UserError(
+                f"{where} {what}", value=list(weights),
+                rule=f"one weight of zero or more for each of {stage.size} devices, not all zero",
+                remedy=f"Correct {what}",
+            )  # fmt: skip
+
+
+def _check_sum(what: str, counts: Sequence[int], size: int, total: int) -> None:
+    if len(counts) != size or min(counts, default=-1) < 0 or sum(counts) != total:
+        raise UserError(
+            what, value=f"{list(counts)} (sum {sum(counts)})",
+            rule=f"{size} counts of zero or more that sum to {total}", remedy="Correct the shares",
+        )  # fmt: skip
