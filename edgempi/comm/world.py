@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from edgempi.plan.layout import Layout, Region, moves
 
 CONTROL, DATA = 1, 2  # message tags
 LARGEST_CONTROL_BYTES = 256 * 2**20
+
+Result = TypeVar("Result")
 
 
 class Pending:
@@ -58,6 +61,26 @@ class World:
     def size(self) -> int:
         """How many ranks."""
         return self._transport.size
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank is the one that talks to a person."""
+        return self.rank == 0
+
+    @contextmanager
+    def patience(self, factor: float) -> Iterator[None]:
+        """Allow waits `factor` times the usual bound, where others are known to be busy for long."""
+        usual, self.timeout_s = self.timeout_s, self.timeout_s * factor
+        try:
+            yield
+        finally:
+            self.timeout_s = usual
+
+    def only_on_rank_0(self, work: Callable[[], Result]) -> Result | None:
+        """Run `work` on rank 0 while the others sleep; its result there, None elsewhere. Every rank must call."""
+        result = work() if self.rank == 0 else None
+        self.barrier()
+        return result
 
     def group(self, color: int) -> Group:
         """The group of the ranks that name the same color; every rank must call."""

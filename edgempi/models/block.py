@@ -11,11 +11,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from edgempi.kernels.linear.reference import ACTIVATIONS
 from edgempi.models.kv_cache import LayerCache
 from edgempi.models.stream import Stream
 from edgempi.models.weights import Weights
-from edgempi.ops.activation import activation_named
+from edgempi.ops.activation import activate, activation_named
 from edgempi.ops.attention import attention
 from edgempi.ops.norm import Norm
 from edgempi.ops.rotary import rotate
@@ -139,7 +138,7 @@ class MLP:
         if not self._gated:
             return seam.leave(seam.enter(x, self._up, self._activation), self._down)
         gate, up = seam.enter(x, self._up).chunk(2, dim=-1)
-        return seam.leave(ACTIVATIONS[self._activation](gate) * up, self._down)
+        return seam.leave(activate(self._activation, gate) * up, self._down)
 
 
 def _heads(x_BTE: Tensor, heads: int, size: int) -> Tensor:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from edgempi.errors import UserError
+from edgempi.kernels.linear.reference import ACTIVATIONS
 
 NAMES = {
     "relu": "relu",
@@ -25,3 +28,8 @@ def activation_named(name: str) -> str:
             remedy="Use a checkpoint with one of these",
         )  # fmt: skip
     return NAMES[name]
+
+
+def activate(name: str, x: Tensor) -> Tensor:
+    """Apply an activation by the kernels' name; where it follows a linear, let the linear do it."""
+    return ACTIVATIONS[name](x)

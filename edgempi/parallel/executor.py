@@ -24,6 +24,7 @@ from edgempi.models.weights import TORCH_DTYPES
 from edgempi.ops.norm import Norm
 from edgempi.parallel.seams import Whole, seam
 from edgempi.plan.apportion import Span, apportion, spans
+from edgempi.plan.flow import carried, due, ends_encoder, lies, reads_whole_memory
 from edgempi.plan.layout import Layout, Region
 from edgempi.plan.plan import Block as BlockMode
 from edgempi.plan.plan import Plan, Stage, Table
@@ -157,7 +158,7 @@ class _Pass:
 
     def run(self, rows: Span, sends: list[Pending]) -> dict[str, Output]:
         """Take part in every stage that this rank belongs to, and hand on what the next one needs."""
-        stages = [(stage, units) for stage in self._x._plan.stages if (units := self._due(stage))]
+        stages = due(self._x._plan, self._spec, bool(self._offset))
         outputs: dict[str, Tensor] = {}
         for position, (stage, units) in enumerate(stages):
             if self._world.rank not in stage.devices:
@@ -171,11 +172,6 @@ class _Pass:
         if self._cache is not None:
             self._cache.length += self._batch.ids(self._spec.last).shape[1]
         return self._outputs(stages[-1][0], outputs, rows)
-
-    def _due(self, stage: Stage) -> tuple[str, ...]:
-        """The stage's units that this pass needs: the encoder has spoken once its keys are cached."""
-        skip = "enc." if self._spec.dec is not None and self._offset else "-"
-        return tuple(unit for unit in stage.units if not unit.startswith(skip))
 
     def _run_units(self, stage: Stage, units: Sequence[str]) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = {}
@@ -197,19 +193,14 @@ class _Pass:
                     self._state[stack] = run(self._state[stack])
                 if self._observe is not None:
                     self._observe(unit, self._state[stack])
-                if self._ends_encoder(unit):
+                if ends_encoder(self._spec, unit):
                     self._state["memory"] = self._publish(stage)
         return outputs
-
-    def _ends_encoder(self, unit: str) -> bool:
-        following = self._spec.units[self._spec.units.index(unit) + 1]
-        return following == "dec.embed"
 
     def _publish(self, stage: Stage) -> Tensor:
         """The encoder's output as this stage's decoder layers read it: whole where they are split by heads."""
         x = self._state.pop("enc")
-        whole = stage.modes.attention == BlockMode.tensor and _decodes(stage)
-        return self._seam(stage, "enc", False).gather(x) if whole else x
+        return self._seam(stage, "enc", False).gather(x) if reads_whole_memory(stage) else x
 
     def _stream(self, stage: Stage, stack: str) -> Stream:
         if stack not in self._streams:
@@ -246,26 +237,16 @@ class _Pass:
 
     def _hand_over(self, before: Stage, after: Stage, unit: str, sends: list[Pending]) -> None:
         """Send from `before` to `after` what the unit that comes next needs; this rank is on one side."""
-        for name in self._carried(unit):
+        for name in carried(self._spec, unit, bool(self._offset)):
             stack = "enc" if name == "memory" else name
             shape = (self._batch.rows, self._batch.ids(stack).shape[1], self._spec.stacks[stack].width)
-            memory = name == "memory"
-            source, target = _lies(before, shape, memory), _lies(after, shape, memory)
+            source, target = lies(before, name, shape), lies(after, name, shape)
             with self._world.traffic.within(f"to {unit}"):
                 own = self._state.get(name) if self._world.rank in before.devices else None
                 got, pending = self._world.transfer(own, source, target, self._x._wire)
             sends.append(pending)
             if got is not None:
                 self._state[name] = got.to(self._x._dtype)
-
-    def _carried(self, unit: str) -> list[str]:
-        """What must be at hand before `unit` can run."""
-        stack, _, part = unit.partition(".")
-        if unit == "head":
-            return [self._spec.last]
-        streams = [] if part == "embed" else [stack]
-        crosses = stack == "dec" and self._spec.enc is not None and part != "norm" and not self._offset
-        return streams + ["memory"] * crosses
 
     def _outputs(self, stage: Stage, tensors: Mapping[str, Tensor], rows: Span) -> dict[str, Output]:
         spec, head = self._spec, self._spec.head
@@ -285,18 +266,6 @@ class _Pass:
                 boxes[device] = Region(own.rows, (0, tokens) if one or split else own.tokens, column_span)
             found[name] = Output(rows, tensors.get(name), boxes, (B, tokens, columns))
         return found
-
-
-def _decodes(stage: Stage) -> bool:
-    return any(unit.startswith("dec.") and unit.partition(".")[2].isdigit() for unit in stage.units)
-
-
-def _lies(stage: Stage, shape: tuple[int, int, int], memory: bool) -> Layout:
-    """Where the stream lies on a stage; the encoder's output lies whole where decoder layers split by heads read it."""
-    layout = stage.layout(*shape)
-    if memory and _decodes(stage) and stage.modes.attention == BlockMode.tensor:
-        return {d: Region(r.rows, (0, shape[1]), r.columns) for d, r in layout.items()}
-    return layout
 
 
 def collect(world: World, outputs: Sequence[Mapping[str, Output]], targets: Sequence[int]) -> dict[str, Tensor]:

@@ -1,0 +1,152 @@
+"""What `infer`, `plan` and `verify` share: from a configuration to a program, and from a job to a loaded runner."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import edgempi
+from edgempi.cluster.profile import ClusterProfile
+from edgempi.comm import World
+from edgempi.config.schema import Config, PlannerName
+from edgempi.errors import UserError
+from edgempi.inference.runner import Runner
+from edgempi.models.checkpoint import Checkpoint
+from edgempi.models.source import locate, read_spec
+from edgempi.plan.check import check_program
+from edgempi.plan.cost import Workload, check_budgets
+from edgempi.plan.explain import explain, headline
+from edgempi.plan.plan import Program
+from edgempi.plan.planners import Forms, plan_program
+from edgempi.plan.spec import ModelSpec
+from edgempi.plan.text import program_from_dict, program_from_yaml, program_to_dict
+from edgempi.profiling.process import forget_peak, peak_bytes, resident_bytes
+
+
+@dataclass(frozen=True)
+class ModelJob:
+    """A model and the program that shares it."""
+
+    spec: ModelSpec
+    program: Program
+    work: Workload
+    explained: list[dict[str, Any]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON types, for the payload."""
+        return {
+            "headline": headline(self.program.prefill, self.spec, self.work),
+            "plan": self.explained,
+            "spec": self.spec.as_dict(),
+            "program": program_to_dict(self.program),
+            "work": asdict(self.work),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelJob:
+        """What `as_dict` described, on a rank."""
+        spec, program = ModelSpec.from_dict(data["spec"]), program_from_dict(data["program"])
+        return cls(spec, program, Workload(**data["work"]), data["plan"])
+
+
+def plan_job(config: Config, spec: ModelSpec, work: Workload) -> ModelJob:
+    """Plan, check the plan against the model and the budgets, and explain it.
+
+    Raises:
+        UserError: the plan does not fit the model, the devices or their memory.
+    """
+    cluster = ClusterProfile.from_config(config.cluster)
+    program = _program(config, spec, cluster)
+    names = [device.name for device in cluster.devices]
+    if len(program.prefill.devices) != cluster.size:
+        raise UserError(
+            "plan", value=f"{len(program.prefill.devices)} devices", rule=f"the cluster has {cluster.size}",
+            remedy=f"Set cluster.ranks={len(program.prefill.devices)}, or plan for {cluster.size} devices",
+        )  # fmt: skip
+    check_length(spec, work.tokens, "decoder" if spec.enc and spec.dec else "request")
+    check_length(spec, work.memory_tokens, "request")
+    check_budgets(program.prefill, spec, work, names, [device.memory_budget_bytes for device in cluster.devices])
+    return ModelJob(spec, program, work, explain(program, spec, work, names))
+
+
+def check_length(spec: ModelSpec, tokens: int, what: str) -> None:
+    """Refuse a sequence that is longer than the model's positions."""
+    if spec.max_tokens is not None and tokens > spec.max_tokens:
+        raise UserError(
+            f"{what} length", value=f"{tokens} tokens", rule=f"the model has positions for {spec.max_tokens}",
+            remedy="Shorten the request",
+        )  # fmt: skip
+
+
+def locate_model(config: Config) -> tuple[Path, ModelSpec]:
+    """The folder on this host and the model that its configuration describes."""
+    folder = locate(config.model.path, config.model.revision)
+    return folder, read_spec(folder)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A loaded runner and what loading cost this rank."""
+
+    runner: Runner
+    folder: Path
+    import_bytes: int
+    load_s: float
+
+
+def load(config: Config, job: ModelJob, world: World) -> Loaded:
+    """Load this rank's share, once all ranks agree on what they hold. Collective: every rank.
+
+    Raises:
+        UserError: hosts disagree on the version of edgempi or on the checkpoint; they are named.
+    """
+    folder = locate(config.model.path, config.model.revision)
+    with Checkpoint(folder) as checkpoint:
+        fingerprint = checkpoint.fingerprint
+    agree(world, {"edgempi version": edgempi.__version__, "checkpoint": fingerprint})
+    forget_peak()
+    import_bytes, start = resident_bytes(), time.perf_counter()
+    runner = Runner(world, job.program, job.spec, folder)
+    world.barrier()
+    return Loaded(runner, folder, import_bytes, time.perf_counter() - start)
+
+
+def agree(world: World, facts: Mapping[str, str]) -> None:
+    """Check that all ranks hold the same facts. Collective: every rank; all raise alike."""
+    everyone = world.all_gather_json({"host": world.host, **facts})
+    for fact, mine in everyone[0].items():
+        if fact == "host":
+            continue
+        others = [f"rank {r} on {one['host']} has {one[fact]}" for r, one in enumerate(everyone) if one[fact] != mine]
+        if others:
+            raise UserError(
+                fact, value=f"rank 0 on {everyone[0]['host']} has {mine}, {', '.join(others)}",
+                rule="all ranks hold the same", remedy="Copy it from one host to the others",
+            )  # fmt: skip
+
+
+def memory_used(loaded: Loaded) -> int:
+    """The peak since before loading, above what the imports had taken."""
+    return max(0, peak_bytes() - loaded.import_bytes)
+
+
+def _program(config: Config, spec: ModelSpec, cluster: ClusterProfile) -> Program:
+    planner = config.planner
+    if planner.name is PlannerName.manual and planner.path is not None:
+        try:
+            text = Path(planner.path).expanduser().read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                "planner.path", value=f"{planner.path}: {error.strerror}", rule="it is a program file",
+                remedy="Write one with edgempi plan task.save=program.yaml",
+            ) from error  # fmt: skip
+        program = program_from_yaml(text)
+        check_program(program, spec)
+        return program
+    weights = config.weights.dtype.value
+    wire = weights if config.wire.dtype is None else config.wire.dtype.value
+    speeds = [device.speed for device in cluster.devices]
+    return plan_program(spec, speeds, config.parallel, planner, Forms(weights, wire))
