@@ -163,6 +163,14 @@ class World:
         to = ", ".join(map(str, receivers))
         return result, Pending(self, requests, kept, f"send of {self.traffic.unit} to rank {to}")
 
+    def send(self, tensor: Tensor, target: int) -> None:
+        """Send a contiguous tensor to a rank that receives it; blocks, within the bound."""
+        self.wait([self._transport.isend(tensor, target, DATA)], f"send to rank {target}")
+
+    def receive(self, tensor: Tensor, source: int) -> None:
+        """Receive into a contiguous tensor from a rank that sends it; blocks, within the bound."""
+        self.wait([self._transport.irecv(tensor, source, DATA)], f"receive from rank {source}")
+
     def abort(self, status: int) -> None:
         """End the job on all ranks at once."""
         self._transport.abort(status)

@@ -181,8 +181,8 @@ class TaskConfig:
     name: str = "infer"
     compare: bool = True
     """`infer`: also time one device alone, where it can hold the model."""
-    tolerance: float = 2e-5
-    """`verify`: the largest difference allowed, as a share of the output's largest magnitude."""
+    tolerance: float | None = None
+    """`verify`: the largest difference allowed, as a share of the output's largest magnitude; null: by dtype."""
     save: str | None = None
     """`plan`: write the program to this YAML file."""
 

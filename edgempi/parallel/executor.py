@@ -47,6 +47,13 @@ class Batch:
     dec_padding: Tensor | None = None
     types: Tensor | None = None
 
+    @classmethod
+    def of(cls, spec: ModelSpec, ids: Tensor, padding: Tensor | None = None) -> Batch:
+        """One forward pass over `ids`; an encoder-decoder's decoder reads the same ids, unmasked."""
+        if spec.enc is None:
+            return cls(dec_ids=ids, dec_padding=padding)
+        return cls(enc_ids=ids, enc_padding=padding, dec_ids=None if spec.dec is None else ids)
+
     @property
     def rows(self) -> int:
         """B."""
@@ -187,7 +194,8 @@ class _Pass:
                 if isinstance(run, Embed):
                     self._state[stack] = run(self._stream(stage, stack))
                 elif isinstance(run, Block):
-                    cache = None if self._cache is None else self._cache.layer(unit)
+                    # An encoder sees its tokens once; only a decoder has a past.
+                    cache = self._cache.layer(unit) if self._cache is not None and stack == "dec" else None
                     self._state[stack] = run(self._state[stack], self._stream(stage, stack), cache)
                 else:
                     self._state[stack] = run(self._state[stack])

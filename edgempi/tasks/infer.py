@@ -23,7 +23,6 @@ from edgempi.models.source import read_tokenizer
 from edgempi.parallel.executor import Batch
 from edgempi.plan.cost import Workload, predict_memory
 from edgempi.plan.planners import Forms, plan_program
-from edgempi.plan.spec import ModelSpec
 from edgempi.tasks import Job
 from edgempi.tasks.answers import read_out
 from edgempi.tasks.model_job import ModelJob, load, locate_model, memory_used, plan_job
@@ -103,7 +102,7 @@ def report(result: dict[str, Any], console: Console) -> None:
     """The plan, the answers, what each rank used, and which was faster."""
     print_plan(console, result)
     rows = [[answer["request"], answer["answer"], f"{answer['seconds'] * 1e3:.0f} ms"] for answer in result["answers"]]
-    console.print(table("Answers", ["request", "answer", "time"], rows))
+    console.print(table("Answers", ["request", "answer", "time"], rows, words=2))
     body = [
         [
             plan["device"], rank["host"], size(rank["peak_bytes"]), size(plan["memory_bytes"]),
@@ -179,14 +178,7 @@ def _answer(runner: Runner, ids: Sequence[int], new_tokens: int) -> dict[str, Te
     prompt = torch.tensor([ids])
     if runner.spec.generates:
         return {"tokens": generate(runner, prompt, new_tokens)}
-    return runner.outputs(forward_batch(runner.spec, prompt))
-
-
-def forward_batch(spec: ModelSpec, ids: Tensor, padding: Tensor | None = None) -> Batch:
-    """One forward pass over `ids`; an encoder-decoder's decoder reads the same ids."""
-    if spec.enc is None:
-        return Batch(dec_ids=ids, dec_padding=padding)
-    return Batch(enc_ids=ids, enc_padding=padding, dec_ids=None if spec.dec is None else ids)
+    return runner.outputs(Batch.of(runner.spec, prompt))
 
 
 def _alone(config: Config, job: ModelJob, folder: Path, requests: Sequence[Sequence[int]]) -> dict[str, Any]:

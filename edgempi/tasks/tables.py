@@ -19,11 +19,11 @@ def size(nbytes: float) -> str:
     raise AssertionError
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table with the first column on the left and numbers on the right."""
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> Table:
+    """A table with its first columns, the `words`, on the left and numbers on the right."""
     made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, title_style="bold")
     for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        made.add_column(column, justify="left" if index < words else "right", overflow="fold")
     for row in rows:
         made.add_row(*row)
     return made
