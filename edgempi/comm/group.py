@@ -59,6 +59,7 @@ class Group:
             x_BSD: this device's tile, (B, counts[rank], D).
             counts: tokens of each device's tile.
             wire: the dtype in which tiles travel.
+
         Returns:
             (B, sum(counts), D) in the dtype of `x_BSD`; equal on all devices to the last bit.
         """
@@ -81,6 +82,7 @@ class Group:
             x_BSD: this device's addend, (B, sum(counts), D).
             counts: tokens of each device's tile.
             wire: the dtype in which partial sums travel.
+
         Returns:
             (B, counts[rank], D) in the dtype of `x_BSD`.
         """

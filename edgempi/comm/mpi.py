@@ -8,7 +8,9 @@ import mpi4py
 import torch
 from torch import Tensor
 
-mpi4py.rc.thread_level = "funneled"  # one thread talks; the cheapest level that libraries with threads of their own allow
+mpi4py.rc.thread_level = (
+    "funneled"  # one thread talks; the cheapest level that libraries with threads of their own allow
+)
 
 from mpi4py import MPI  # noqa: E402
 
@@ -20,7 +22,7 @@ class MpiTransport:
         communicator: owned by this object; a clone, so that edgempi's messages cannot meet anybody else's.
     """
 
-    def __init__(self, communicator: MPI.Intracomm) -> None:
+    def __init__(self, communicator: MPI.Comm) -> None:
         self._comm = communicator
         self.rank = communicator.Get_rank()
         self.size = communicator.Get_size()
@@ -64,4 +66,4 @@ def library_version() -> str:
 def _raw(tensor: Tensor) -> memoryview:
     # The tensor must be contiguous: a copy made here would be sent, or worse received into, and forgotten.
     assert tensor.is_contiguous()
-    return memoryview(tensor.detach().view(-1).view(torch.uint8).numpy())
+    return memoryview(tensor.detach().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +15,7 @@ class Traffic:
         self.unit = "setup"
         self.bytes_sent: Counter[str] = Counter()
         self.messages: Counter[str] = Counter()
-        self.waited_s: Counter[str] = Counter()
+        self.waited_s: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
     def within(self, unit: str) -> Iterator[None]:
@@ -37,8 +37,9 @@ class Traffic:
 
     def reset(self) -> None:
         """Forget everything counted so far."""
-        for counter in (self.bytes_sent, self.messages, self.waited_s):
-            counter.clear()
+        self.bytes_sent.clear()
+        self.messages.clear()
+        self.waited_s.clear()
 
     def as_dict(self) -> dict[str, Any]:
         """The totals, in JSON types."""

@@ -86,8 +86,10 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, describe: Callab
         condition: polled; drives communication as it is evaluated.
         timeout_s: the bound.
         describe: from the seconds waited to the message of the error.
+
     Returns:
         Seconds waited.
+
     Raises:
         StuckError: the bound has passed.
     """

@@ -121,15 +121,16 @@ class World:
         """Return when every rank has called."""
         self.all_gather_json(None)
 
-    def transfer(self, tensor: Tensor | None, source: Layout, target: Layout, dtype: torch.dtype) -> tuple[
-        Tensor | None, Pending
-    ]:
+    def transfer(
+        self, tensor: Tensor | None, source: Layout, target: Layout, dtype: torch.dtype
+    ) -> tuple[Tensor | None, Pending]:
         """Bring a tensor from one layout to another; the ranks of either layout must call.
 
         Args:
             tensor: this rank's box under `source`, (rows, tokens, columns); None where it holds none.
             source, target: see `plan/layout.py`.
             dtype: what the tensor travels and arrives in.
+
         Returns:
             This rank's box under `target` (None where it holds none), received; and the sends still under way.
         """

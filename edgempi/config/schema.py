@@ -75,7 +75,7 @@ class ClusterConfig:
     memory_budget_bytes: int | None = None
     """The budget of each of the local ranks, where `devices` is empty."""
     network: str | None = None
-    """The interface or subnet (`eth0`, `192.168.1.0/24`) that carries MPI's traffic between hosts; null: MPI chooses."""
+    """The interface or subnet (`eth0`, `192.168.1.0/24`) that carries traffic between hosts; null: MPI chooses."""
     threads_per_rank: int = 1
     timeout_s: float = 120.0
     """How long a rank waits for another one before it gives up and names it."""

@@ -33,8 +33,10 @@ def generate(
         prompts: (B, S) token ids, rows of equal length; the encoder's input of an encoder-decoder.
         max_new_tokens: the bound.
         on_token: called with each step's tokens (B).
+
     Returns:
         (B, new tokens) ids; rows that stopped earlier go on with the pad token.
+
     Raises:
         UserError: the model does not generate, or the text would outgrow its positions.
     """
@@ -44,8 +46,8 @@ def generate(
             "model", value=spec.family, rule="text is written by decoders with a language-model head",
             remedy="Use a causal or sequence-to-sequence language model",
         )  # fmt: skip
-    B, S = prompts.shape
-    starts = prompts if spec.enc is None else torch.full((B, 1), spec.start_token)
+    B = len(prompts)
+    starts = prompts if spec.enc is None else torch.full((B, 1), spec.start_token or 0)
     first = Batch(dec_ids=starts) if spec.enc is None else Batch(enc_ids=prompts, dec_ids=starts)
     check_length(runner, starts.shape[1] + max_new_tokens - 1)
     caches = runner.new_caches(B, starts.shape[1] + max_new_tokens)

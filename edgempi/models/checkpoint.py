@@ -43,6 +43,7 @@ class Checkpoint:
 
     Args:
         folder: a folder with `model.safetensors`, or an index and its shards.
+
     Raises:
         UserError: no such folder, no safetensors in it (a pickle is refused with the remedy), a damaged file.
     """
@@ -78,6 +79,7 @@ class Checkpoint:
             dtype: what the result is converted to.
             dim: 0, or 1 where each row of a matrix gives a part.
             span: the range along `dim`.
+
         Returns:
             A contiguous tensor of its own memory.
         """
@@ -95,7 +97,7 @@ class Checkpoint:
             shape[dim] = stop - start
         result = torch.empty(shape, dtype=stored)
         if result.numel():
-            buffer = memoryview(result.view(-1).view(torch.uint8).numpy())
+            buffer = memoryview(result.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
             inner = prod(entry.shape[dim + 1 :]) * stored.itemsize
             outer = prod(entry.shape[:dim])
             run = (stop - start) * inner

@@ -82,6 +82,7 @@ class Head:
             x: the device's part of the last residual stream.
             seam: of the head.
             index_B: the token of each row that is asked for; None: all tokens.
+
         Returns:
             `logits` (B, S or 1, own columns), or `last_hidden_state` and `pooler_output`.
         """
@@ -116,4 +117,3 @@ def selected(select: str, ids: Tensor, pad: int | None) -> Tensor | None:
         return torch.full((len(ids),), 0 if select == "first" else ids.shape[1] - 1)
     real = (ids != pad) * torch.arange(1, ids.shape[1] + 1)
     return (real.argmax(dim=1)).long()
-

@@ -116,7 +116,7 @@ def position_ids(embedding: Embedding, ids: Tensor, offset: int, padding: Tensor
             seen = padding.long()
             positions = (seen.cumsum(1) * seen - 1)[:, offset:]
         case "token":  # RoBERTa: padding stays at the padding row
-            real = (ids != pad).long()
+            real = ids.ne(-1 if pad is None else pad).long()
             positions = real.cumsum(1) * real
         case _:
             positions = (torch.arange(S) + offset).expand(B, S)

@@ -133,6 +133,7 @@ class Executor:
             caches: one per microbatch, filled on the way; None: nothing is kept.
             index_B: the token of each row that the head is asked for; None: what the head reads by itself.
             observe: see `Observer`.
+
         Returns:
             The outputs of each microbatch by name, where they lie.
         """
@@ -295,4 +296,3 @@ def collect(world: World, outputs: Sequence[Mapping[str, Output]], targets: Sequ
                 if got is not None:
                     whole.setdefault(name, []).append(got)
     return {name: torch.cat(parts) for name, parts in whole.items()}
-

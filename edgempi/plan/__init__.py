@@ -1,1 +1,1 @@
-"""Who owns what: the Plan and the Program, their shares, costs, planners and explanation. Pure: no communicator here."""
+"""Who owns what: the Plan and the Program, their shares, costs, planners and explanation. Pure functions."""

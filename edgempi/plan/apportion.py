@@ -23,8 +23,10 @@ def apportion(total: int, weights: Sequence[float], quantum: int = 1) -> tuple[i
         weights: one per device, zero or more, not all zero.
         quantum: the grain (a KV group, a quantisation group); a total that it does not divide keeps its rest
             with the last device that has a share.
+
     Returns:
         One count per device, summing to `total`; ties go to the earlier device, so every rank computes the same.
+
     Raises:
         UserError: no weight is above zero, or one is below.
     """

@@ -82,9 +82,7 @@ def _check_stage(where: str, stage: Stage, spec: ModelSpec) -> None:
                     remedy=f"Give multiples of {stack.group} (zero is allowed)",
                 )  # fmt: skip
         if name in stacks and modes.mlp == Block.tensor:
-            _check_sum(
-                f"{where} {name} mlp_columns", stage.mlp_columns.get(name, ()), stage.size, stack.mlp_columns
-            )
+            _check_sum(f"{where} {name} mlp_columns", stage.mlp_columns.get(name, ()), stage.size, stack.mlp_columns)
     embeds = any(unit.endswith(".embed") for unit in stage.units)
     heads_here = "head" in stage.units and spec.head.vocabulary
     if (embeds and modes.embedding == Table.vocabulary) or (heads_here and modes.head == Table.vocabulary):

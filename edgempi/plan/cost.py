@@ -111,7 +111,9 @@ def _activations(spec: ModelSpec, share: DeviceShare, name: str, rows: int, work
     return rows * (3 * outer * stack.width + 2 * inner * stack.width + max(attention, inner_mlp * columns) + memory)
 
 
-def check_budgets(plan: Plan, spec: ModelSpec, work: Workload, names: Sequence[str], budgets: Sequence[int | None]) -> None:
+def check_budgets(
+    plan: Plan, spec: ModelSpec, work: Workload, names: Sequence[str], budgets: Sequence[int | None]
+) -> None:
     """Refuse, before anything loads, a plan that gives a device more than it lends.
 
     Raises:
@@ -128,11 +130,15 @@ def check_budgets(plan: Plan, spec: ModelSpec, work: Workload, names: Sequence[s
             )  # fmt: skip
 
 
-def sent_bytes(plan: Plan, spec: ModelSpec, work: Workload, cached: bool = False, one_token: bool = False) -> list[Counter[str]]:
+def sent_bytes(
+    plan: Plan, spec: ModelSpec, work: Workload, cached: bool = False, one_token: bool = False
+) -> list[Counter[str]]:
     """Bytes that each device sends in one pass, by unit.
 
     Args:
-        plan, spec, work: who does what, on how much; `work.tokens` is 1 for a decode step.
+        plan: who does what.
+        spec: the model.
+        work: how much; its `tokens` is 1 for a decode step.
         cached: a decode step: an encoder has spoken.
         one_token: the head is asked for one token of each row, and winners are exchanged.
     """
@@ -262,4 +268,3 @@ def token_bytes(plan: Plan, spec: ModelSpec, rows: int) -> list[int]:
 
 def _length(span: tuple[int, int]) -> int:
     return span[1] - span[0]
-

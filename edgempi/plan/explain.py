@@ -63,7 +63,9 @@ def headline(plan: Plan, spec: ModelSpec, work: Workload) -> str:
 def _layers(stage: Stage) -> str:
     parts = []
     for stack in ("enc", "dec"):
-        numbers = [int(u.partition(".")[2]) for u in stage.units if u.startswith(stack) and u[len(stack) + 1 :].isdigit()]
+        numbers = [
+            int(u.partition(".")[2]) for u in stage.units if u.startswith(stack) and u[len(stack) + 1 :].isdigit()
+        ]
         if numbers:
             parts.append(f"{stack} {numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else f"{stack} {numbers[0]}")
     ends = [u for u in stage.units if not u.partition(".")[2].isdigit() and not u.endswith(".norm")]

@@ -17,7 +17,8 @@ def due(plan: Plan, spec: ModelSpec, cached: bool) -> list[tuple[Stage, tuple[st
     """The stages that take part in a pass, with the units they run.
 
     Args:
-        plan, spec: who owns what of which model.
+        plan: who owns what.
+        spec: the model.
         cached: whether the cache holds tokens already; then an encoder has spoken and is left out.
     """
     skip = "enc." if spec.dec is not None and cached else "-"

@@ -63,6 +63,7 @@ def moves(source: Layout, target: Layout) -> tuple[Move, ...]:
     Args:
         source: who holds what; boxes are equal (replicas) or disjoint.
         target: who shall hold what; its boxes are covered by the source's.
+
     Returns:
         The moves in an order that every rank computes alike. A replicated box is served by the receiver itself where
         it holds one, otherwise by the replicas in turn, so that no single uplink carries all copies.

@@ -42,8 +42,10 @@ def plan_program(
         parallel: the way of sharing: stages, modes, decode mode, microbatches.
         planner: who decides the shares, and the counts that the user fixed.
         forms: dtypes of weights and wire.
+
     Returns:
         The checked program; phase `decode` stands beside `prefill` where the model generates.
+
     Raises:
         UserError: more stages than layers, counts that do not sum, modes that do not fit (see `plan/check.py`).
     """
@@ -105,7 +107,8 @@ def _unit_runs(
     last_of = [stage for stage, count in enumerate(counts) for _ in range(count)]
     runs: list[list[str]] = [[] for _ in groups]
     ahead = iter(last_of)
-    stage, pending = last_of[0], []
+    stage = last_of[0]
+    pending: list[str] = []
     for unit in spec.units:
         if unit in layers:
             stage = next(ahead)

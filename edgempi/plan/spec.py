@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edgempi.plan.apportion import Span
-
 
 @dataclass(frozen=True)
 class Rotary:
@@ -41,7 +39,8 @@ class Embedding:
     positions: int = 0
     """Rows of a learned position table; 0 where the model has none."""
     position_rule: str = "index"
-    """`index`: 0, 1, 2 ...; `mask`: counted over unmasked tokens (OPT); `token`: over tokens that are not padding (RoBERTa)."""
+    """`index`: 0, 1, 2 ...; `mask`: counted over unmasked tokens (OPT); `token`: over tokens that are not padding
+    (RoBERTa)."""
     position_offset: int = 0
     types: int = 0
     """Rows of a token type table."""
@@ -163,11 +162,6 @@ class ModelSpec:
         stacks = {name: _stack(data[name]) if data[name] else None for name in ("enc", "dec")}
         rest = {**data, **stacks, "head": Head(**data["head"]), "stop_tokens": tuple(data["stop_tokens"])}
         return cls(**rest)
-
-
-def kv_span(stack: Stack, heads: Span) -> Span:
-    """The key-value heads that a span of query heads needs; spans are whole groups (`plan/check.py` holds plans to that)."""
-    return (heads[0] // stack.group, heads[1] // stack.group)
 
 
 def _stack(data: dict[str, Any]) -> Stack:

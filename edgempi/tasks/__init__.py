@@ -39,5 +39,7 @@ def load_task(name: str) -> ModuleType:
     from importlib import import_module
 
     if name not in SUMMARIES:
-        raise UserError("task", value=name, rule=f"a task is one of {', '.join(SUMMARIES)}", remedy="See edgempi --help")
+        raise UserError(
+            "task", value=name, rule=f"a task is one of {', '.join(SUMMARIES)}", remedy="See edgempi --help"
+        )
     return import_module(f"edgempi.tasks.{name}")

@@ -47,7 +47,10 @@ def _filled(tokenizer: Any, ids: list[int], logits_SV: Tensor) -> dict[str, Any]
         words = [tokenizer.decode([token]).strip() for token in best.tolist()]
         fillings.append(dict(zip(words, odds.tolist(), strict=False)))
     said = "; ".join(", ".join(f"{word} {odds:.0%}" for word, odds in filling.items()) for filling in fillings)
-    return {"answer": said or f"nothing to fill: write {tokenizer.mask_token} where a word is missing", "fill": fillings}
+    return {
+        "answer": said or f"nothing to fill: write {tokenizer.mask_token} where a word is missing",
+        "fill": fillings,
+    }
 
 
 def _labelled(tokenizer: Any, labels: dict[int, str], text: str, logits_SC: Tensor) -> dict[str, Any]:

@@ -158,9 +158,9 @@ def _texts(config: Config) -> list[str]:
     return texts
 
 
-def _answer_all(runner: Runner, requests: Sequence[Sequence[int]], new_tokens: int, what: str) -> tuple[
-    list[dict[str, Tensor]], list[float]
-]:
+def _answer_all(
+    runner: Runner, requests: Sequence[Sequence[int]], new_tokens: int, what: str
+) -> tuple[list[dict[str, Tensor]], list[float]]:
     """Each request's raw answer and seconds; the first is run once more before, so that none pays for warming up."""
     _answer(runner, requests[0], new_tokens)
     runner.world.traffic.reset()
