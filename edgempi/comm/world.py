@@ -128,7 +128,8 @@ class World:
 
         Args:
             tensor: this rank's box under `source`, (rows, tokens, columns); None where it holds none.
-            source, target: see `plan/layout.py`.
+            source: where the tensor lies.
+            target: where it shall lie.
             dtype: what the tensor travels and arrives in.
 
         Returns:

@@ -103,7 +103,7 @@ class Linear:
         return self._apply(x, self.bias, activation)
 
     def partial(self, x: Tensor) -> Tensor:
-        """x W^T alone: one device's addend of a sum to which the bias is added once, afterwards."""
+        """X W^T alone: one device's addend of a sum to which the bias is added once, afterwards."""
         return self._apply(x, None, "none")
 
     def _apply(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:

@@ -11,7 +11,7 @@ from edgempi.plan.spec import Relative
 
 
 def relative_bias(relative: Relative, table: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
-    """The bias on the scores: queries (S) and keys (T) are positions, table (buckets, heads); result (1, heads, S, T)."""
+    """The bias on the scores, (1, heads, S, T), of positions (S) and (T) by a table (buckets, heads)."""
     distance = keys[None, :] - queries[:, None]
     return table[_bucket(relative, distance)].permute(2, 0, 1)[None]
 

@@ -218,7 +218,7 @@ class _Ring:
         if one and tokens:
             total += self._all_reduce(self._rows) * width * self._item // max(self._rows, 1)
         elif split and not one:
-            total += self._gather(name) * width * self._item
+            total += self._gather(name) * (head.project_width or width) * self._item
         return total
 
     def _counts(self, name: str) -> list[int]:
