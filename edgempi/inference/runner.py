@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from edgempi.comm import World
+from edgempi.models.allocator import returning
 from edgempi.models.block import Block
 from edgempi.models.checkpoint import Checkpoint
 from edgempi.models.ends import Embed, Head
@@ -46,7 +47,7 @@ class Runner:
         dtype = TORCH_DTYPES[plan.weight_dtype]
         route = route or pick_route(dtype)
         self.route = route.name
-        with torch.inference_mode(), Checkpoint(folder) as checkpoint:
+        with torch.inference_mode(), returning(), Checkpoint(folder) as checkpoint:
             share = device_share(plan, spec, world.rank)
             family = family_named(spec.family)
             weights = Weights(checkpoint, family, spec, share, route, dtype, plan.column_blocks)

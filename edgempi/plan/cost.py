@@ -58,7 +58,7 @@ class Memory:
     cache: int
     activations: int
     loading: int
-    """The largest transient of loading: a weight beside its packed form."""
+    """The largest transient of loading: a weight beside the form it is kept in."""
 
     @property
     def peak(self) -> int:
@@ -89,7 +89,7 @@ def predict_memory(plan: Plan, spec: ModelSpec, device: int, work: Workload) -> 
         weights=sum(holding.elements for holding in held) * item,
         cache=cache,
         activations=max(active, default=0) * item + logits,
-        loading=3 * max((holding.elements for holding in held), default=0) * item,
+        loading=max((holding.elements for holding in held), default=0) * item,
     )
 
 

@@ -1,0 +1,51 @@
+"""What reaches a person of the ranks' standard error: why a job ended, said once.
+
+A failing rank reports and aborts the job. Another one may have reported before the abort reaches it, and the MPI adds
+notices of its own that say less; the parent lets only the first report through.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+_REPORT = re.compile(r"\[rank (\d+) on ")
+_FRAME = "-" * 74  # around a notice of Open MPI
+_NOTICES = ("exited with non-zero status", "MPI_ABORT was invoked", '"abort"')
+_MPICH_ABORT = "application called MPI_Abort("
+
+
+def rank_report(rank: int, host: str, text: str) -> str:
+    """A rank's report of its failure, every line with the rank and its host."""
+    return "\n".join(f"[rank {rank} on {host}] {line}" for line in text.splitlines())
+
+
+def said_once(lines: Iterable[str]) -> Iterator[str]:
+    """The lines of mpirun's standard error that tell something new; the MPI's notice of a killed rank does."""
+    reporter: str | None = None
+    said: set[str] = set()
+    for line in _without_notices(lines):
+        report = _REPORT.match(line)
+        if report:
+            reporter = reporter or report[1]
+        if (report and report[1] != reporter) or line in said:
+            continue
+        if line.startswith("edgempi: "):
+            said.add(line)
+        yield line
+
+
+def _without_notices(lines: Iterable[str]) -> Iterator[str]:
+    held: list[str] = []
+    for line in lines:
+        line = line.replace("\0", "")  # Open MPI ends a notice with one
+        framed = line.strip() == _FRAME
+        if held or framed:
+            held.append(line)
+            if framed and len(held) > 1:
+                if not any(phrase in text for text in held for phrase in _NOTICES):
+                    yield from held
+                held = []
+        elif line and _MPICH_ABORT not in line:
+            yield line
+    yield from held

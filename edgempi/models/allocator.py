@@ -1,0 +1,33 @@
+"""Tell glibc's allocator what to do with freed memory; elsewhere these do nothing.
+
+Loading makes and drops buffers of every size between the tensors that stay. Left to itself the allocator keeps the holes,
+a quarter of the model's size and more. While `returning` is open, each larger buffer is a mapping of its own that goes
+back to the system when it is dropped; afterwards buffers are reused, since a forward pass wants the same ones again and
+fresh pages cost it time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
+SMALL_BYTES = 2**17
+LARGEST_BYTES = 2**25  # the largest threshold that mallopt takes
+KEPT_BYTES = 2**28
+
+
+@contextmanager
+def returning() -> Iterator[None]:
+    """Give freed buffers back to the system while this is open, keep them for reuse afterwards."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    libc.mallopt(MMAP_THRESHOLD, SMALL_BYTES)
+    try:
+        yield
+    finally:
+        libc.mallopt(MMAP_THRESHOLD, LARGEST_BYTES)
+        libc.mallopt(TRIM_THRESHOLD, KEPT_BYTES)

@@ -1,0 +1,48 @@
+"""A task whose first prompt says what its ranks do: a deed, and the ranks that do it (none named: all)."""
+
+import os
+import signal
+import sys
+import time
+
+from edgempi.errors import UserError
+
+
+def prepare(config):
+    if config.data.prompts[0] == "refuse":
+        raise UserError("request", value="refuse", rule="it is refused", remedy="Ask for something else")
+    return {"prompt": config.data.prompts[0], "text": "ein ß, 1e-5", "number": 1e-5}
+
+
+def run(job, world):
+    import torch
+
+    deed, *ranks = job.payload["prompt"].split()
+    print(f"rank {world.rank} is here", flush=True)
+    if not ranks or str(world.rank) in ranks:
+        if deed == "mistake":
+            raise UserError("request", value=deed, rule="nobody errs", remedy="Err not")
+        if deed == "raise":
+            raise RuntimeError("boom")
+        if deed == "exit":
+            sys.exit(3)
+        if deed == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if deed == "sleep":
+            time.sleep(600)
+    world.barrier()
+    return {
+        "ranks": world.size,
+        "payload": job.payload,
+        "threads": torch.get_num_threads(),
+        "timeout_s": world.timeout_s,
+        "good": deed != "fail",
+    }
+
+
+def report(result, console):
+    console.print(f"answered by {result['ranks']} ranks")
+
+
+def FAILED(result):  # noqa: N802  the task protocol's name
+    return not result["good"]
