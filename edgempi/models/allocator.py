@@ -1,9 +1,9 @@
 """Tell glibc's allocator what to do with freed memory; elsewhere these do nothing.
 
-Loading makes and drops buffers of every size between the tensors that stay. Left to itself the allocator keeps the holes,
-a quarter of the model's size and more. While `returning` is open, each larger buffer is a mapping of its own that goes
-back to the system when it is dropped; afterwards buffers are reused, since a forward pass wants the same ones again and
-fresh pages cost it time.
+Loading makes and drops buffers of every size between the tensors that stay. Left to itself the allocator keeps the
+holes, a quarter of the model's size and more. While `returning` is open, each larger buffer is a mapping of its own
+that goes back to the system when it is dropped; afterwards buffers are reused, since a forward pass wants the same ones
+again and fresh pages cost it time.
 """
 
 from __future__ import annotations

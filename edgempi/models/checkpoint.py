@@ -30,8 +30,9 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor stands: its file, dtype name, shape, and byte offset from the start of the file."""
+    """Where one tensor stands: its name and file, dtype name, shape, and byte offset from the start of the file."""
 
+    name: str
     path: Path
     dtype: str
     shape: tuple[int, ...]
@@ -84,13 +85,7 @@ class Checkpoint:
             A contiguous tensor of its own memory.
         """
         entry = self.entries[name]
-        if entry.dtype not in DTYPES:
-            raise UserError(
-                f"tensor {name} in {entry.path.name}", value=f"dtype {entry.dtype}",
-                rule=f"weights are stored as one of {', '.join(DTYPES)}",
-                remedy="Convert the checkpoint, e.g. model.to(torch.bfloat16).save_pretrained(...)",
-            )  # fmt: skip
-        stored = DTYPES[entry.dtype]
+        stored = check_dtype(entry)
         start, stop = span if span is not None else (0, entry.shape[dim] if entry.shape else 1)
         shape = list(entry.shape)
         if shape:
@@ -135,7 +130,7 @@ class Checkpoint:
             entries, end = {}, 8 + length
             for name, about in header.items():
                 begin, stop = about["data_offsets"]
-                entry = Entry(path, str(about["dtype"]), tuple(map(int, about["shape"])), 8 + length + int(begin))
+                entry = Entry(name, path, str(about["dtype"]), tuple(map(int, about["shape"])), 8 + length + int(begin))
                 stored = DTYPES.get(entry.dtype)
                 if stored is not None and stop - begin != prod(entry.shape) * stored.itemsize:
                     raise _damaged(path, f"{name} has {stop - begin} bytes", "a tensor's bytes follow from its shape")
@@ -150,6 +145,17 @@ class Checkpoint:
         if end > size:
             raise _damaged(path, f"{size} bytes", f"its header names {end}")
         return entries
+
+
+def check_dtype(entry: Entry) -> torch.dtype:
+    """The dtype of a tensor in a file; a `UserError` where it is none that weights are stored in."""
+    if entry.dtype not in DTYPES:
+        raise UserError(
+            f"tensor {entry.name} in {entry.path.name}", value=f"dtype {entry.dtype}",
+            rule=f"weights are stored as one of {', '.join(DTYPES)}",
+            remedy="Convert the checkpoint, e.g. model.to(torch.bfloat16).save_pretrained(...)",
+        )  # fmt: skip
+    return DTYPES[entry.dtype]
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from edgempi.errors import UserError
-from edgempi.models.checkpoint import DTYPES, Checkpoint
+from edgempi.models.checkpoint import DTYPES, Checkpoint, check_dtype
 from edgempi.models.families import Family, Source
 from edgempi.ops.linear import PACKED, UNPACKED, Linear, Route
 from edgempi.ops.norm import Norm
 from edgempi.plan.apportion import Span
-from edgempi.plan.share import DeviceShare, Holding, head_name, holdings, table_name
+from edgempi.plan.share import DeviceShare, Holding, head_name, holdings, inventory, table_name
 from edgempi.plan.spec import ModelSpec, Stack
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -45,6 +45,29 @@ def find(checkpoint: Checkpoint, source: Source, holding: Holding) -> str:
             rule=f"config.json makes it {expected}", remedy="Use the config.json that belongs to these weights",
         )  # fmt: skip
     return name
+
+
+def check_weights(checkpoint: Checkpoint, family: Family, spec: ModelSpec) -> None:
+    """Check, before any rank starts, that a checkpoint holds just the model that its configuration describes.
+
+    Raises:
+        UserError: a weight is missing, has another shape, a dtype that is no weight's, or there are more layers.
+    """
+    for unit in spec.units:
+        for parameter in inventory(spec, unit):
+            source = family.source(parameter.name)
+            entry = checkpoint.entries[find(checkpoint, source, Holding(parameter, (0, 0)))]
+            check_dtype(entry)
+    for name, stack in spec.stacks.items():
+        last, beyond = f".{stack.layers - 1}.", f".{stack.layers}."
+        known = family.source(f"{name}.{stack.layers - 1}.mlp.down.weight").names
+        extra = [other for other in (n.replace(last, beyond) for n in known) if other in checkpoint.entries]
+        if extra:
+            raise UserError(
+                f"checkpoint {checkpoint.folder}", value=f"has {extra[0]}",
+                rule=f"config.json describes {stack.layers} layers",
+                remedy="Use the config.json that belongs to these weights",
+            )  # fmt: skip
 
 
 def bytes_to_read(checkpoint: Checkpoint, family: Family, held: Iterable[Holding]) -> int:

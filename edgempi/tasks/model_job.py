@@ -15,7 +15,9 @@ from edgempi.config.schema import Config, PlannerName
 from edgempi.errors import UserError
 from edgempi.inference.runner import Runner
 from edgempi.models.checkpoint import Checkpoint
+from edgempi.models.families import family_named
 from edgempi.models.source import locate, read_spec
+from edgempi.models.weights import check_weights
 from edgempi.plan.check import check_program
 from edgempi.plan.cost import Workload, check_budgets
 from edgempi.plan.explain import explain, headline
@@ -84,7 +86,10 @@ def check_length(spec: ModelSpec, tokens: int, what: str) -> None:
 def locate_model(config: Config) -> tuple[Path, ModelSpec]:
     """The folder on this host and the model that its configuration describes."""
     folder = locate(config.model.path, config.model.revision)
-    return folder, read_spec(folder)
+    spec = read_spec(folder)
+    with Checkpoint(folder) as checkpoint:
+        check_weights(checkpoint, family_named(spec.family), spec)
+    return folder, spec
 
 
 @dataclass(frozen=True)
