@@ -57,12 +57,11 @@ def attention(q_BHSD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, scale: float, mask
     B, H, S, D = q_BHSD.shape
     if q_BHSD.numel() == 0:
         return q_BHSD.new_zeros(B, S, H * D)
-    group = H // k_BGTD.shape[1]
-    if group > 1:
-        # The CPU's fast kernel wants one key-value head per query head: each is repeated for its group.
-        k_BGTD = k_BGTD[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2)
-        v_BGTD = v_BGTD[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2)
+    G = k_BGTD.shape[1]
+    if S == 1 and G < H and (mask.tensor is None or mask.tensor.shape[1] == 1):
+        # One query: the heads of a group stand as rows of one product, so that its keys are read once.
+        q_BHSD = q_BHSD.reshape(B, G, H // G, D)
     y_BHSD = F.scaled_dot_product_attention(
-        q_BHSD, k_BGTD, v_BGTD, attn_mask=mask.tensor, is_causal=mask.causal, scale=scale
+        q_BHSD, k_BGTD, v_BGTD, mask.tensor, is_causal=mask.causal, scale=scale, enable_gqa=q_BHSD.shape[1] != G
     )
-    return y_BHSD.transpose(1, 2).reshape(B, S, H * D)
+    return y_BHSD.reshape(B, H, S, D).transpose(1, 2).reshape(B, S, H * D)

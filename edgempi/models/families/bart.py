@@ -6,7 +6,16 @@ from collections.abc import Collection
 from math import sqrt
 from typing import Any
 
-from edgempi.models.families.base import Family, Source, architecture, look_up, prefixed, refuse, stop_tokens, tied
+from edgempi.models.families.base import (
+    Family,
+    Source,
+    architecture,
+    look_up,
+    prefixed,
+    refuse_class,
+    stop_tokens,
+    tied,
+)
 from edgempi.plan.spec import Embedding, Head, ModelSpec, Stack
 
 TOWERS = {"enc": "encoder", "dec": "decoder"}
@@ -34,7 +43,7 @@ def spec(config: Any, names: Collection[str]) -> ModelSpec:
     kind = architecture(config)
     lm = kind == "BartForConditionalGeneration"
     if not lm and kind != "BartModel":
-        raise refuse("architectures", kind, "BartForConditionalGeneration or BartModel")
+        raise refuse_class(kind, "BartForConditionalGeneration or BartModel")
     head = Head(
         rows=config.vocab_size, vocabulary=True, tied=tied(config, names, "lm_head.weight"),
         bias="final_logits_bias" in names,

@@ -55,7 +55,15 @@ def look_up(parameter: str, names: Mapping[str, str]) -> str | None:
 
 def refuse(what: str, value: object, rule: str) -> UserError:
     """A configuration this family cannot run."""
-    return UserError(f"configuration {what}", value=value, rule=rule, remedy="Use a checkpoint without it")
+    return UserError(f"configuration {what}", value=value, rule=rule, remedy="Use a checkpoint that keeps to this")
+
+
+def refuse_class(name: str, classes: str) -> UserError:
+    """A model class this family does not run; `classes` lists those it does."""
+    return UserError(
+        "configuration architectures", value=name or "none", rule=f"the checkpoint was saved from {classes}",
+        remedy="Use such a checkpoint, or name its class in config.json where that was left out",
+    )  # fmt: skip
 
 
 def architecture(config: Any) -> str:

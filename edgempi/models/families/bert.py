@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-from edgempi.models.families.base import Family, Source, architecture, look_up, prefixed, refuse, tied
+from edgempi.models.families.base import Family, Source, architecture, look_up, prefixed, refuse, refuse_class, tied
 from edgempi.plan.spec import Embedding, Head, ModelSpec, Stack
 
 LAYER = {
@@ -112,7 +112,7 @@ def _head(config: Any, names: Collection[str]) -> Head:
     if kind == "BertModel":
         pooled = any(name.endswith("pooler.dense.weight") for name in names)
         return Head(select="first", dense=True, dense_activation="tanh") if pooled else Head()
-    raise refuse("architectures", kind, "BertForMaskedLM, -SequenceClassification, -TokenClassification or BertModel")
+    raise refuse_class(kind, "BertForMaskedLM, -SequenceClassification, -TokenClassification or BertModel")
 
 
 FAMILY = Family("bert", spec, source, ("embeddings.position_ids", "cls.predictions.decoder.bias"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from edgempi.models.families.base import Family, Source, architecture, look_up, prefixed, refuse, tied
+from edgempi.models.families.base import Family, Source, architecture, look_up, prefixed, refuse_class, tied
 from edgempi.plan.spec import Embedding, Head, ModelSpec, Stack
 
 LAYER = {
@@ -84,7 +84,7 @@ def _head(config: Any, names: Collection[str]) -> Head:
         return Head(rows=config.num_labels, bias=True)
     if kind == "DistilBertModel":
         return Head()
-    raise refuse("architectures", kind, "DistilBertForMaskedLM, -SequenceClassification, -TokenClassification, -Model")
+    raise refuse_class(kind, "DistilBertForMaskedLM, -SequenceClassification, -TokenClassification, -Model")
 
 
 FAMILY = Family("distilbert", spec, source)

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from edgempi.models.families.base import Family, Source, architecture, look_up, prefixed, refuse, stop_tokens, tied
+from edgempi.models.families.base import (
+    Family,
+    Source,
+    architecture,
+    look_up,
+    prefixed,
+    refuse,
+    refuse_class,
+    stop_tokens,
+    tied,
+)
 from edgempi.plan.spec import Embedding, Head, ModelSpec, Stack
 
 LAYER = {
@@ -74,7 +84,7 @@ def _head(config: Any, names: Collection[str]) -> Head:
         return Head(rows=config.num_labels, select="last")
     if kind == "GPT2Model":
         return Head()
-    raise refuse("architectures", kind, "GPT2LMHeadModel, GPT2ForSequenceClassification or GPT2Model")
+    raise refuse_class(kind, "GPT2LMHeadModel, GPT2ForSequenceClassification or GPT2Model")
 
 
 FAMILY = Family("gpt2", spec, source, (".attn.bias", ".attn.masked_bias"))

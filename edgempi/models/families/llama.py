@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from edgempi.models.families.base import Family, Source, architecture, look_up, prefixed, refuse, stop_tokens, tied
+from edgempi.models.families.base import (
+    Family,
+    Source,
+    architecture,
+    look_up,
+    prefixed,
+    refuse,
+    refuse_class,
+    stop_tokens,
+    tied,
+)
 from edgempi.plan.spec import Embedding, Head, ModelSpec, Rotary, Stack
 
 LAYER = {
@@ -80,7 +90,7 @@ def _head(config: Any, names: Collection[str]) -> Head:
         return Head(rows=config.num_labels, select="last")
     if kind.endswith("Model"):
         return Head()
-    raise refuse("architectures", kind, "a causal language model, a sequence classifier or a base model")
+    raise refuse_class(kind, "a causal language model, a sequence classifier or a base model")
 
 
 def _windows(config: Any) -> tuple[int | None, ...]:

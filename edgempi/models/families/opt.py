@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from edgempi.models.families.base import Family, Source, architecture, look_up, refuse, stop_tokens, tied
+from edgempi.models.families.base import Family, Source, architecture, look_up, refuse_class, stop_tokens, tied
 from edgempi.plan.spec import Embedding, Head, ModelSpec, Stack
 
 LAYER = {
@@ -87,7 +87,7 @@ def _head(config: Any, names: Collection[str]) -> Head:
         return Head(rows=config.num_labels, select="last", project_width=project)
     if kind == "OPTModel":
         return Head(project_width=project)
-    raise refuse("architectures", kind, "OPTForCausalLM, OPTForSequenceClassification or OPTModel")
+    raise refuse_class(kind, "OPTForCausalLM, OPTForSequenceClassification or OPTModel")
 
 
 FAMILY = Family("opt", spec, source)

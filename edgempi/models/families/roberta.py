@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from edgempi.models.families.base import Family, Source, architecture, refuse, tied
+from edgempi.models.families.base import Family, Source, architecture, refuse_class, tied
 from edgempi.models.families.bert import encoder, encoder_source
 from edgempi.plan.spec import Head, ModelSpec
 
@@ -57,7 +57,7 @@ def _head(config: Any, names: Collection[str]) -> Head:
     if kind == "RobertaModel":
         pooled = any(name.endswith("pooler.dense.weight") for name in names)
         return Head(select="first", dense=True, dense_activation="tanh") if pooled else Head()
-    raise refuse("architectures", kind, "RobertaForMaskedLM, -SequenceClassification, -TokenClassification, -Model")
+    raise refuse_class(kind, "RobertaForMaskedLM, -SequenceClassification, -TokenClassification, -Model")
 
 
 FAMILY = Family("roberta", spec, source, ("embeddings.position_ids", "lm_head.decoder.bias"))

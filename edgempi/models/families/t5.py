@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from edgempi.models.families.base import Family, Source, architecture, refuse, stop_tokens
+from edgempi.models.families.base import Family, Source, architecture, refuse_class, stop_tokens
 from edgempi.plan.spec import Embedding, Head, ModelSpec, Relative, Stack
 
 TOWERS = {"enc": "encoder", "dec": "decoder"}
@@ -19,7 +19,7 @@ def spec(config: Any, names: Collection[str]) -> ModelSpec:
     # transformers always ties T5's head unless the file holds one of its own; 1.1 differs by not scaling its input.
     lm = kind == "T5ForConditionalGeneration"
     if not lm and kind not in ("T5Model", "T5EncoderModel"):
-        raise refuse("architectures", kind, "T5ForConditionalGeneration, T5Model or T5EncoderModel")
+        raise refuse_class(kind, "T5ForConditionalGeneration, T5Model or T5EncoderModel")
     scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
     head = Head(rows=config.vocab_size, vocabulary=True, tied="lm_head.weight" not in names, scale=scale)
     return ModelSpec(
