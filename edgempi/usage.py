@@ -34,7 +34,7 @@ Examples:
   edgempi infer                                     the shipped assistant on 2 local ranks
   edgempi plan cluster=local4 parallel=tensor       who would own what
   edgempi verify model.path=/a/folder cluster.ranks=3 planner=proportional planner.speeds=[2,1,1]
-  mpirun -n 4 edgempi infer                         under a launcher of your own
+  mpirun -n 2 edgempi infer                         under a launcher of your own
 
 edgempi TASK --help lists the groups and keys.
 """

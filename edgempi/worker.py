@@ -72,7 +72,8 @@ def _work(world: World, order: Callable[[int], str]) -> int:
     import torch
 
     world.timeout_s = config.cluster.timeout_s
-    torch.set_num_threads(config.cluster.threads_per_rank)
+    device = list(config.cluster.named_devices().values())[world.rank]
+    torch.set_num_threads(device.threads or config.cluster.threads_per_rank)
     with redirect_stdout(sys.stderr if config.output.json else sys.stdout):
         result = task.run(Job(config, payload), world)
     return deliver(task, config, result) if world.rank == 0 else 0

@@ -54,9 +54,14 @@ class DeviceConfig:
     host: str = "localhost"
     speed: float = 1.0
     memory_budget_bytes: int | None = None
+    threads: int | None = None
+    """Cores that its rank may use; null: `cluster.threads_per_rank`."""
 
     def __post_init__(self) -> None:
         _require(self.speed >= 0, "device speed", self.speed, "a speed is zero or more", "Give a relative speed")
+        _require(
+            self.threads is None or self.threads >= 1, "device threads", self.threads, "at least 1", "Leave it null"
+        )
         _require(
             self.memory_budget_bytes is None or self.memory_budget_bytes > 0,
             "device memory_budget_bytes", self.memory_budget_bytes, "a budget is above zero",
@@ -123,7 +128,7 @@ class ParallelConfig:
 class PlannerConfig:
     """Who decides the shares, and with what."""
 
-    name: PlannerName = PlannerName.even
+    name: PlannerName = PlannerName.proportional
     speeds: list[float] | None = None
     """`proportional`: relative speeds in rank order; null takes the cluster's."""
     path: str | None = None

@@ -25,7 +25,7 @@ from edgempi.plan.spec import ModelSpec, Stack
 
 ITEM_BYTES = {"fp32": 4, "bf16": 2}
 WINNER_BYTES = 8  # a token id or a logit, when winners are exchanged
-RUNTIME_BYTES = 24 * 2**20
+RUNTIME_BYTES = 40 * 2**20
 """What a rank's libraries take beside tensors once they run: kernel code, scratch space, message buffers (measured)."""
 
 

@@ -88,7 +88,7 @@ def _tokens(stage: Stage, device: int, work: Workload) -> str:
     place = stage.position(device)
     if stage.modes.connective == Connective.rows:
         start, stop = stage.row_spans(work.rows)[place]
-        return f"{_part(stop - start, work.rows)} rows"
+        return f"{stop - start}/{work.rows} rows"
     start, stop = stage.token_spans(work.tokens)[place]
     return _part(stop - start, work.tokens)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
 import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -25,11 +26,11 @@ from edgempi.plan.cost import Workload, predict_memory
 from edgempi.plan.planners import Forms, plan_program
 from edgempi.tasks import Job
 from edgempi.tasks.answers import read_out
-from edgempi.tasks.model_job import ModelJob, load, locate_model, memory_used, plan_job
+from edgempi.tasks.model_job import PATIENCE, ModelJob, load, locate_model, memory_used, plan_job
 from edgempi.tasks.tables import print_plan, size, table
 
-PATIENCE = 20
-"""While one device runs alone, the others wait this many times the usual bound."""
+FREE_SHARE = 0.8
+"""One device alone is measured where the model takes no more than this of its free memory."""
 
 
 def prepare(config: Config) -> dict[str, Any]:
@@ -101,8 +102,9 @@ def run(job: Job, world: World) -> dict[str, Any]:
 def report(result: dict[str, Any], console: Console) -> None:
     """The plan, the answers, what each rank used, and which was faster."""
     print_plan(console, result)
-    rows = [[answer["request"], answer["answer"], f"{answer['seconds'] * 1e3:.0f} ms"] for answer in result["answers"]]
-    console.print(table("Answers", ["request", "answer", "time"], rows, words=2))
+    for answer in result["answers"]:
+        console.print(f"{answer['request']}  [dim]({answer['seconds'] * 1e3:.0f} ms)[/dim]")
+        console.print(f"    {answer['answer']}\n", markup=False, highlight=False)
     body = [
         [
             plan["device"], rank["host"], size(rank["peak_bytes"]), size(plan["memory_bytes"]),
@@ -193,6 +195,9 @@ def _alone(config: Config, job: ModelJob, folder: Path, requests: Sequence[Seque
     if device.memory_budget_bytes is not None and need > device.memory_budget_bytes:
         budget = device.memory_budget_bytes
         return {"alone_why": f"{name} alone cannot hold the model: it needs {size(need)} and lends {size(budget)}."}
+    if need > FREE_SHARE * psutil.virtual_memory().available:
+        free = psutil.virtual_memory().available
+        return {"alone_why": f"{name} alone cannot hold the model: it needs {size(need)} and has {size(free)} free."}
     runner = Runner(lone_world(), program, job.spec, folder)
     _, seconds = _answer_all(runner, requests, config.data.max_new_tokens, "one device alone")
     return {"alone_s": sum(seconds), "alone_median_s": median(seconds)}

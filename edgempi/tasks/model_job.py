@@ -27,6 +27,9 @@ from edgempi.plan.spec import ModelSpec
 from edgempi.plan.text import program_from_dict, program_from_yaml, program_to_dict
 from edgempi.profiling.process import forget_peak, peak_bytes, resident_bytes
 
+PATIENCE = 20
+"""Where a rank may have much to do alone (fetch, load, run an oracle), waits have this many times the usual bound."""
+
 
 @dataclass(frozen=True)
 class ModelJob:
@@ -111,11 +114,13 @@ def load(config: Config, job: ModelJob, world: World) -> Loaded:
     folder = locate(config.model.path, config.model.revision)
     with Checkpoint(folder) as checkpoint:
         fingerprint = checkpoint.fingerprint
-    agree(world, {"edgempi version": edgempi.__version__, "checkpoint": fingerprint})
+    with world.patience(PATIENCE):
+        agree(world, {"edgempi version": edgempi.__version__, "checkpoint": fingerprint})
     forget_peak()
     import_bytes, start = resident_bytes(), time.perf_counter()
     runner = Runner(world, job.program, job.spec, folder)
-    world.barrier()
+    with world.patience(PATIENCE):
+        world.barrier()
     return Loaded(runner, folder, import_bytes, time.perf_counter() - start)
 
 

@@ -17,11 +17,9 @@ from edgempi.parallel.executor import Batch
 from edgempi.plan.cost import Workload
 from edgempi.plan.spec import ModelSpec
 from edgempi.tasks import Job
-from edgempi.tasks.model_job import ModelJob, load, locate_model, plan_job
+from edgempi.tasks.model_job import PATIENCE, ModelJob, load, locate_model, plan_job
 from edgempi.tasks.tables import print_plan, table
 
-PATIENCE = 20
-"""While rank 0 runs transformers, the others wait this many times the usual bound."""
 TOLERANCES = {WeightDtype.fp32: 2e-5, WeightDtype.bf16: 5e-2}
 """The largest difference allowed, as a share of the output's largest magnitude. bf16 keeps 8 bits: 5e-2 is about what
 transformers in bf16 differs from itself in fp32."""
@@ -78,7 +76,7 @@ def report(result: dict[str, Any], console: Console) -> None:
     console.print(table("Against transformers on one process", columns, rows))
     verdict = "PASSED" if result["passed"] else "FAILED"
     share = f"{result['tolerance']:.0e} of the output's largest value"
-    console.print(f"{verdict}: differences may be at most {share}; tokens must be equal.")
+    console.print(f"{verdict}: differences may be at most {share}; greedy tokens, where compared, must be equal.")
 
 
 def FAILED(result: dict[str, Any]) -> bool:  # noqa: N802 - the task protocol's name
@@ -127,6 +125,7 @@ def _compare(
 def _oracle(folder: Path) -> Any:
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     name = (read_config(folder).architectures or [""])[0]
     return getattr(transformers, name).from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
