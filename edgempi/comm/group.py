@@ -31,12 +31,14 @@ class Group:
 
     Args:
         transport: over just these ranks.
+        members: their world ranks, in order.
         traffic: the rank's counters.
         timeout_s: the bound of every wait.
     """
 
-    def __init__(self, transport: Transport, traffic: Traffic, timeout_s: float) -> None:
+    def __init__(self, transport: Transport, members: Sequence[int], traffic: Traffic, timeout_s: float) -> None:
         self._transport = transport
+        self._members = tuple(members)
         self._traffic = traffic
         self._timeout_s = timeout_s
 
@@ -49,6 +51,10 @@ class Group:
     def size(self) -> int:
         """How many ranks."""
         return self._transport.size
+
+    def close(self) -> None:
+        """Give the communicator back; every rank of the group must call, and use it no more."""
+        self._transport.close()
 
     def all_gather(self, x_BSD: Tensor, counts: Sequence[int], wire: torch.dtype) -> Tensor:
         """Bring all tiles to every device.
@@ -115,10 +121,10 @@ class Group:
             self._traffic.sent(sent.nbytes)
 
         def describe(seconds: float) -> str:
-            peers = f"rank {before} (from) and {after} (to) of its stage"
-            unit = self._traffic.unit
-            host = socket.gethostname()
-            return f"rank {self.rank} of its stage on {host} waits for {peers} in {what} of {unit}, {seconds:.0f} s"
+            me, giver, taker = (self._members[rank] for rank in (self.rank, before, after))
+            peers = f"rank {giver} (to receive) and rank {taker} (to send)"
+            where = f"{what} of {self._traffic.unit}"
+            return f"rank {me} on {socket.gethostname()} waits for {peers} in {where}, {seconds:.0f} s"
 
         waited = wait_until(lambda: self._transport.done(requests), self._timeout_s, describe)
         self._traffic.waited(waited)

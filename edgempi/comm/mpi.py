@@ -48,6 +48,10 @@ class MpiTransport:
         """The ranks that named the same color, in world order."""
         return MpiTransport(self._comm.Split(color, self.rank))
 
+    def close(self) -> None:
+        """Free the communicator; every rank of it must call."""
+        self._comm.Free()
+
     def probe_size(self, source: int, tag: int) -> int | None:
         """Bytes of the next message from `source`, or None while there is none."""
         status = MPI.Status()

@@ -41,6 +41,9 @@ class Transport(Protocol):
     def split(self, color: int) -> Transport:
         """The ranks that named the same color; every rank must call. Ranks keep their order."""
 
+    def close(self) -> None:
+        """Give back what `split` took; every rank of it must call."""
+
     def probe_size(self, source: int, tag: int) -> int | None:
         """Bytes of the next message from `source`, or None while there is none."""
 
@@ -69,6 +72,9 @@ class Loopback:
     def split(self, color: int) -> Loopback:
         """Itself."""
         return self
+
+    def close(self) -> None:
+        """Nothing was taken."""
 
     def probe_size(self, source: int, tag: int) -> int | None:
         """Nothing ever comes."""

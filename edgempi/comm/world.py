@@ -84,8 +84,9 @@ class World:
 
     def group(self, color: int) -> Group:
         """The group of the ranks that name the same color; every rank must call."""
-        self.barrier()  # bounded, so that the library's own unbounded wait below is short
-        return Group(self._transport.split(color), self.traffic, self.timeout_s)
+        # This wait is bounded, so the library's own wait in `split` is short.
+        members = [rank for rank, other in enumerate(self.all_gather_json(color)) if other == color]
+        return Group(self._transport.split(color), members, self.traffic, self.timeout_s)
 
     def wait(self, requests: Sequence[Any], what: str) -> None:
         """Wait, within the bound, until the requests are complete."""
@@ -178,7 +179,8 @@ class World:
         self._transport.abort(status)
 
     def _send_text(self, text: str, targets: Sequence[int]) -> None:
-        buffer = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
+        data = bytearray(text.encode())
+        buffer = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
         requests = [self._transport.isend(buffer, rank, CONTROL) for rank in targets]
         self.wait(requests, f"control message to rank {', '.join(map(str, targets))}")
 

@@ -82,7 +82,7 @@ class ClusterConfig:
     network: str | None = None
     """The interface or subnet (`eth0`, `192.168.1.0/24`) that carries traffic between hosts; null: MPI chooses."""
     threads_per_rank: int = 1
-    timeout_s: float = 120.0
+    timeout_s: float = 300.0
     """How long a rank waits for another one before it gives up and names it."""
 
     def __post_init__(self) -> None:
@@ -187,7 +187,7 @@ class TaskConfig:
     compare: bool = True
     """`infer`: also time one device alone, where it can hold the model."""
     tolerance: float | None = None
-    """`verify`: the largest difference allowed, as a share of the output's largest magnitude; null: by dtype."""
+    """`verify`: the largest difference allowed, as a share of the output's largest magnitude."""
     save: str | None = None
     """`plan`: write the program to this YAML file."""
 

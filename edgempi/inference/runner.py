@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from edgempi.models.weights import TORCH_DTYPES, Weights
 from edgempi.ops.linear import Route, pick_route
 from edgempi.ops.norm import Norm
 from edgempi.parallel.executor import Batch, Executor, Observer, Output, collect
-from edgempi.plan.plan import Plan, Program
+from edgempi.plan.plan import Program
 from edgempi.plan.share import device_share
 from edgempi.plan.spec import ModelSpec
 
@@ -47,11 +47,11 @@ class Runner:
         dtype = TORCH_DTYPES[plan.weight_dtype]
         route = route or pick_route(dtype)
         self.route = route.name
-        with torch.inference_mode(), returning(), Checkpoint(folder) as checkpoint:
+        with torch.no_grad(), returning(), Checkpoint(folder) as checkpoint:
             share = device_share(plan, spec, world.rank)
             family = family_named(spec.family)
             weights = Weights(checkpoint, family, spec, share, route, dtype, plan.column_blocks)
-            units = {unit: _load(weights, unit) for unit in stage.units}
+            units = load_units(weights, stage.units)
             stacks = {unit.partition(".")[0] for unit in stage.units}
             tables = {stack: weights.tensor(f"{stack}.relative.weight") for stack in stacks}
             self.data_bytes_read, self.header_bytes_read = checkpoint.data_bytes, checkpoint.header_bytes
@@ -60,9 +60,9 @@ class Runner:
             name: Executor(world, group, phase, spec, units, relative) for name, phase in program.phases.items()
         }
 
-    def plan(self, phase: str) -> Plan:
-        """The plan of a phase; a program without that phase uses its prefill plan."""
-        return self.program.phases.get(phase, self.program.prefill)
+    def close(self) -> None:
+        """Give the stage's communicator back. Collective: every rank; the runner is of no use afterwards."""
+        self.group.close()
 
     def forward(
         self,
@@ -85,6 +85,11 @@ class Runner:
     def new_caches(self, rows: int, capacity: int) -> list[KVCache]:
         """Empty key-value caches for a batch, one per microbatch."""
         return [KVCache(capacity) for _ in self._executors["prefill"].microbatches(rows)]
+
+
+def load_units(weights: Weights, units: Iterable[str]) -> dict[str, Block | Embed | Norm | Head]:
+    """Load the units by name, in order."""
+    return {unit: _load(weights, unit) for unit in units}
 
 
 def _load(weights: Weights, unit: str) -> Block | Embed | Norm | Head:

@@ -51,11 +51,11 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.header_bytes = 0
         self.data_bytes = 0
         self._files: dict[Path, int] = {}
         self.entries: dict[str, Entry] = {}
-        for path in _weight_files(folder):
+        files, self.header_bytes = _weight_files(folder)
+        for path in files:
             self.entries.update(self._read_header(path))
 
     def __enter__(self) -> Checkpoint:
@@ -158,28 +158,30 @@ def check_dtype(entry: Entry) -> torch.dtype:
     return DTYPES[entry.dtype]
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _weight_files(folder: Path) -> tuple[list[Path], int]:
+    """The files that hold the weights, and the bytes read to know them."""
     if not folder.is_dir():
         raise UserError(
             "model folder", value=folder, rule="it is a folder on every host, or a hub id",
             remedy="Correct model.path, or copy the folder to the same place on each host",
         )  # fmt: skip
     if (folder / INDEX).exists():
+        text = (folder / INDEX).read_bytes()
         try:
-            names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            # Only the name counts: an index must not lead out of its folder.
+            names = {Path(name).name for name in json.loads(text)["weight_map"].values()}
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise _damaged(folder / INDEX, f"{error}", "it maps tensor names to files") from error
-        # Only the name counts: an index must not lead out of its folder.
-        paths = [folder / Path(name).name for name in names]
+        paths = [folder / name for name in sorted(names)]
         missing = [path.name for path in paths if not path.exists()]
         if missing:
             raise UserError(
                 f"checkpoint {folder}", value=f"missing {', '.join(missing)}", rule="all files of the index are there",
                 remedy="Download or copy the missing shards",
             )  # fmt: skip
-        return paths
+        return paths, len(text)
     if (folder / SINGLE).exists():
-        return [folder / SINGLE]
+        return [folder / SINGLE], 0
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
     if pickles:
         raise UserError(

@@ -106,7 +106,10 @@ VARIANTS = (
     Model("t5-gated", "T5ForConditionalGeneration", "T5Config", _t5(feed_forward_proj="gated-gelu")),
     Model("t5-encoder", "T5EncoderModel", "T5Config", _t5()),
     Model("t5-base", "T5Model", "T5Config", _t5()),
-    Model("bart-uneven", "BartForConditionalGeneration", "BartConfig", _bart(decoder_attention_heads=4, decoder_ffn_dim=36)),
+    Model(
+        "bart-uneven", "BartForConditionalGeneration", "BartConfig",
+        _bart(decoder_attention_heads=4, decoder_ffn_dim=36),
+    ),
 )  # fmt: skip
 """What the families' checkpoints vary in: heads, biases, windows, projections."""
 
@@ -121,6 +124,10 @@ def build(model: Model, folder: Path, dtype: str = "float32") -> Any:
     redraw(made)
     made.to(getattr(torch, dtype)).save_pretrained(folder)
     return made
+
+
+SCORES = ("q_proj", "k_proj", "q_lin", "k_lin", "query", "key", "c_attn", ".q.", ".k.")
+"""Parts of the names of weights that make attention scores."""
 
 
 def redraw(model: Any, seed: int = 1) -> None:
@@ -138,7 +145,7 @@ def redraw(model: Any, seed: int = 1) -> None:
             value = 1 + 0.3 * noise
         elif parameter.dim() == 1 or "bias" in name:
             value = 0.3 * noise
-        elif any(part in name for part in ("q_proj", "k_proj", "q_lin", "k_lin", "query", "key", "c_attn", ".q.", ".k.")):
+        elif any(part in name for part in SCORES):
             value = noise * (2.0 / parameter.shape[-1] ** 0.5)
         else:
             value = noise / parameter.shape[-1] ** 0.5

@@ -1,0 +1,1 @@
+"""Experiments: measure, one JSON per run; `reduce` turns the JSON into tables."""
