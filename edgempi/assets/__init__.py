@@ -1,0 +1,1 @@
+"""Things edgempi ships besides code: the models that it trains itself."""
