@@ -54,7 +54,7 @@ def test_possible_combinations_pass(changes: dict) -> None:
         ({"parallel": ParallelConfig(modes=[])}, "parallel.modes: 0 modes"),
         ({"parallel": ParallelConfig(modes=[Sharing.data] * 2)}, "parallel.modes: 2 modes; one for all"),
         ({"parallel": ParallelConfig(modes=[Sharing.single])}, "single, for the 3 devices of stage 0"),
-        ({"planner": PlannerConfig(speeds=[1, 1, 1])}, "only planner=proportional reads it"),
+        ({"planner": PlannerConfig(PlannerName.even, speeds=[1, 1, 1])}, "only planner=proportional reads it"),
         ({"planner": PlannerConfig(PROPORTIONAL, speeds=[1, 1])}, "planner.speeds: [1,1]; 3 numbers"),
         ({"planner": PlannerConfig(PROPORTIONAL, speeds=[0, 0, 0])}, "planner.speeds: [0,0,0]; 3 numbers"),
         ({"planner": PlannerConfig(heads=[1, 1, 1])}, "only planner=manual reads it"),
