@@ -40,7 +40,7 @@ from edgempi.config.schema import ParallelConfig, PlannerConfig, Sharing
 from edgempi.inference.runner import Runner
 from edgempi.models.source import read_spec
 from edgempi.ops.linear import Route, pick_route
-from edgempi.parallel.executor import Batch
+from edgempi.parallel.batch import Batch
 from edgempi.plan.planners import Forms, plan_program
 from edgempi.plan.spec import ModelSpec
 

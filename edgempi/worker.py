@@ -59,15 +59,15 @@ def work(order: Callable[[int], str]) -> int:
 
 
 def _work(world: World, order: Callable[[int], str]) -> int:
-    answer = json.loads(world.broadcast_text(_answer(order, world.size) if world.rank == 0 else None))
+    answer = json.loads(world.broadcast_text(_answer(order, world.size) if world.leads else None))
     if "error" in answer:
-        if world.rank == 0:
+        if world.leads:
             _say(f"edgempi: {answer['error']}")
         return USER_ERROR
     config, payload = thaw(answer["job"])
     task = load_task(config.task.name)
     if not hasattr(task, "run"):
-        return deliver(task, config, payload) if world.rank == 0 else 0
+        return deliver(task, config, payload) if world.leads else 0
 
     import torch
 
@@ -76,7 +76,7 @@ def _work(world: World, order: Callable[[int], str]) -> int:
     torch.set_num_threads(device.threads or config.cluster.threads_per_rank)
     with redirect_stdout(sys.stderr if config.output.json else sys.stdout):
         result = task.run(Job(config, payload), world)
-    return deliver(task, config, result) if world.rank == 0 else 0
+    return deliver(task, config, result) if world.leads else 0
 
 
 def _answer(order: Callable[[int], str], size: int) -> str:

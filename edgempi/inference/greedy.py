@@ -14,7 +14,8 @@ from torch import Tensor
 from edgempi.comm import Group, World
 from edgempi.errors import UserError
 from edgempi.inference.runner import Runner
-from edgempi.parallel.executor import Batch, Output
+from edgempi.parallel.batch import Batch
+from edgempi.parallel.outputs import Output
 from edgempi.plan.layout import Region
 
 

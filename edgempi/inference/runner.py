@@ -18,7 +18,9 @@ from edgempi.models.kv_cache import KVCache
 from edgempi.models.weights import TORCH_DTYPES, Weights
 from edgempi.ops.linear import Route, pick_route
 from edgempi.ops.norm import Norm
-from edgempi.parallel.executor import Batch, Executor, Observer, Output, collect
+from edgempi.parallel.batch import Batch
+from edgempi.parallel.executor import Executor, Observer
+from edgempi.parallel.outputs import Output, collect
 from edgempi.plan.plan import Program
 from edgempi.plan.share import device_share
 from edgempi.plan.spec import ModelSpec

@@ -9,9 +9,7 @@ Shapes: B rows of the whole batch, S tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from edgempi.comm import Group, World
@@ -22,69 +20,17 @@ from edgempi.models.kv_cache import KVCache
 from edgempi.models.stream import Memory, Stream
 from edgempi.models.weights import TORCH_DTYPES
 from edgempi.ops.norm import Norm
+from edgempi.parallel.batch import Batch
+from edgempi.parallel.outputs import Output, lay_out
 from edgempi.parallel.seams import Whole, seam
 from edgempi.plan.apportion import Span, apportion, spans
 from edgempi.plan.flow import carried, due, ends_encoder, lies, reads_whole_memory
-from edgempi.plan.layout import Layout, Region
 from edgempi.plan.plan import Block as BlockMode
 from edgempi.plan.plan import Plan, Stage, Table
 from edgempi.plan.spec import ModelSpec
 
 Observer = Callable[[str, Tensor], None]
 """Called with every unit's name and this device's part of the stream after it."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What goes in, equal on every rank: ids (B, S), and which of them are real (None: all).
-
-    A decoder-only or encoder-only model has one pair. `types` belongs to the encoder's ids.
-    """
-
-    enc_ids: Tensor | None = None
-    enc_padding: Tensor | None = None
-    dec_ids: Tensor | None = None
-    dec_padding: Tensor | None = None
-    types: Tensor | None = None
-
-    @classmethod
-    def of(cls, spec: ModelSpec, ids: Tensor, padding: Tensor | None = None) -> Batch:
-        """One forward pass over `ids`; an encoder-decoder's decoder reads the same ids, unmasked."""
-        if spec.enc is None:
-            return cls(dec_ids=ids, dec_padding=padding)
-        return cls(enc_ids=ids, enc_padding=padding, dec_ids=None if spec.dec is None else ids)
-
-    @property
-    def rows(self) -> int:
-        """B."""
-        ids = self.dec_ids if self.enc_ids is None else self.enc_ids
-        assert ids is not None
-        return len(ids)
-
-    def ids(self, stack: str) -> Tensor:
-        """The ids of one stack."""
-        ids = self.enc_ids if stack == "enc" else self.dec_ids
-        assert ids is not None
-        return ids
-
-    def padding(self, stack: str) -> Tensor | None:
-        """The padding mask of one stack."""
-        return self.enc_padding if stack == "enc" else self.dec_padding
-
-    def cut(self, rows: Span) -> Batch:
-        """The given rows."""
-        parts = (self.enc_ids, self.enc_padding, self.dec_ids, self.dec_padding, self.types)
-        return Batch(*(None if part is None else part[slice(*rows)] for part in parts))
-
-
-@dataclass(frozen=True)
-class Output:
-    """One named result of a microbatch: this rank's box (None where it has none), and where all boxes lie."""
-
-    rows: Span
-    tensor: Tensor | None
-    layout: Layout
-    shape: tuple[int, int, int]
 
 
 class Executor:
@@ -154,7 +100,7 @@ class _Pass:
     def __init__(
         self, executor: Executor, batch: Batch, cache: KVCache | None, index: Tensor | None, observe: Observer | None
     ) -> None:
-        self._x, self._batch, self._cache, self._observe = executor, batch, cache, observe
+        self._executor, self._batch, self._cache, self._observe = executor, batch, cache, observe
         self._spec, self._world = executor._spec, executor._world
         self._offset = 0 if cache is None else cache.length
         last = self._spec.last
@@ -166,7 +112,7 @@ class _Pass:
 
     def run(self, rows: Span, sends: list[Pending]) -> dict[str, Output]:
         """Take part in every stage that this rank belongs to, and hand on what the next one needs."""
-        stages = due(self._x._plan, self._spec, bool(self._offset))
+        stages = due(self._executor._plan, self._spec, bool(self._offset))
         outputs: dict[str, Tensor] = {}
         for position, (stage, units) in enumerate(stages):
             if self._world.rank not in stage.devices:
@@ -179,14 +125,15 @@ class _Pass:
                 self._hand_over(stage, after, after_units[0], sends)
         if self._cache is not None:
             self._cache.length += self._batch.ids(self._spec.last).shape[1]
-        return self._outputs(stages[-1][0], outputs, rows)
+        tokens = self._batch.ids(self._spec.last).shape[1]
+        return lay_out(outputs, self._spec, stages[-1][0], rows, tokens, self._index is not None)
 
     def _run_units(self, stage: Stage, units: Sequence[str]) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = {}
         for unit in units:
             stack = self._spec.last if unit == "head" else unit.partition(".")[0]
             with self._world.traffic.within(unit):
-                run = self._x._units[unit]
+                run = self._executor._units[unit]
                 if isinstance(run, Head):
                     split = stage.modes.head == Table.vocabulary and self._spec.head.vocabulary
                     index = None if self._index is None else self._index[slice(*self._rows(stage))]
@@ -225,11 +172,11 @@ class _Pass:
                 offset=self._offset,
                 padding=None if padding is None else padding[rows],
                 types=None if batch.types is None else batch.types[rows],
-                dtype=self._x._dtype,
+                dtype=self._executor._dtype,
                 embedding_seam=self._seam(stage, stack, modes.embedding == Table.vocabulary),
                 attention_seam=self._seam(stage, stack, modes.attention == BlockMode.tensor),
                 mlp_seam=self._seam(stage, stack, modes.mlp == BlockMode.tensor),
-                relative_table=self._x._relative.get(stack),
+                relative_table=self._executor._relative.get(stack),
                 memory=None if memory is None else Memory(memory, self._memory_seam(stage), encoder_padding),
                 memory_padding=encoder_padding,
             )
@@ -239,7 +186,7 @@ class _Pass:
         return self._seam(stage, "enc", stage.modes.attention == BlockMode.tensor)
 
     def _seam(self, stage: Stage, stack: str, split: bool) -> Whole:
-        return seam(stage, self._x._group, self._batch.ids(stack).shape[1], self._x._wire, split)
+        return seam(stage, self._executor._group, self._batch.ids(stack).shape[1], self._executor._wire, split)
 
     def _rows(self, stage: Stage) -> Span:
         return stage.row_spans(self._batch.rows)[stage.position(self._world.rank)]
@@ -252,47 +199,7 @@ class _Pass:
             source, target = lies(before, name, shape), lies(after, name, shape)
             with self._world.traffic.within(f"to {unit}"):
                 own = self._state.get(name) if self._world.rank in before.devices else None
-                got, pending = self._world.transfer(own, source, target, self._x._wire)
+                got, pending = self._world.transfer(own, source, target, self._executor._wire)
             sends.append(pending)
             if got is not None:
-                self._state[name] = got.to(self._x._dtype)
-
-    def _outputs(self, stage: Stage, tensors: Mapping[str, Tensor], rows: Span) -> dict[str, Output]:
-        spec, head = self._spec, self._spec.head
-        B, S = self._batch.rows, self._batch.ids(spec.last).shape[1]
-        width = spec.stacks[spec.last].width
-        names = {"logits": head.rows} if head.rows else {"last_hidden_state": head.project_width or width}
-        if not head.rows and head.dense:
-            names["pooler_output"] = width
-        found = {}
-        for name, columns in names.items():
-            one = self._index is not None and name != "last_hidden_state"
-            tokens = 1 if one else S
-            split = name == "logits" and head.vocabulary and stage.modes.head == Table.vocabulary
-            boxes = {}
-            for device, own in stage.layout(B, S, columns).items():
-                column_span = spans(stage.vocabulary)[stage.position(device)] if split else own.columns
-                boxes[device] = Region(own.rows, (0, tokens) if one or split else own.tokens, column_span)
-            found[name] = Output(rows, tensors.get(name), boxes, (B, tokens, columns))
-        return found
-
-
-def collect(world: World, outputs: Sequence[Mapping[str, Output]], targets: Sequence[int]) -> dict[str, Tensor]:
-    """Bring outputs whole to the target ranks.
-
-    Collective: every rank, same order.
-
-    Returns:
-        (B, S or 1, D) by name, in fp32, on the targets; an empty mapping elsewhere.
-    """
-    whole: dict[str, list[Tensor]] = {}
-    with world.traffic.within("collect"):
-        for output in outputs:
-            for name, part in output.items():
-                B, S, D = part.shape
-                layout = {rank: Region((0, B), (0, S), (0, D)) for rank in targets}
-                got, pending = world.transfer(part.tensor, part.layout, layout, torch.float32)
-                pending.wait()
-                if got is not None:
-                    whole.setdefault(name, []).append(got)
-    return {name: torch.cat(parts) for name, parts in whole.items()}
+                self._state[name] = got.to(self._executor._dtype)

@@ -178,7 +178,8 @@ class _Ring:
         self._size = stage.size
         start, stop = stage.row_spans(rows)[place]
         self._rows = stop - start
-        self._item = ITEM_BYTES[plan.wire_dtype] * self._rows
+        self._element = ITEM_BYTES[plan.wire_dtype]
+        self._item = self._element * self._rows  # one column of a token, of all rows
 
     def unit(self, unit: str, cached: bool, one_token: bool) -> int:
         """Bytes for one unit."""
@@ -216,7 +217,7 @@ class _Ring:
         one = one_token or head.select != "all"
         total = 0
         if one and tokens:
-            total += self._all_reduce(self._rows) * width * self._item // max(self._rows, 1)
+            total += self._all_reduce(self._rows) * width * self._element
         elif split and not one:
             total += self._gather(name) * (head.project_width or width) * self._item
         return total

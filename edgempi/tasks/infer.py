@@ -21,7 +21,7 @@ from edgempi.errors import UserError
 from edgempi.inference.greedy import generate
 from edgempi.inference.runner import Runner
 from edgempi.models.source import read_tokenizer
-from edgempi.parallel.executor import Batch
+from edgempi.parallel.batch import Batch
 from edgempi.plan.cost import Workload, predict_memory
 from edgempi.plan.planners import Forms, plan_program
 from edgempi.tasks import Job

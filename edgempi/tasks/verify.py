@@ -13,7 +13,7 @@ from edgempi.comm import World
 from edgempi.config.schema import Config, WeightDtype
 from edgempi.inference.greedy import generate
 from edgempi.models.source import locate, read_config
-from edgempi.parallel.executor import Batch
+from edgempi.parallel.batch import Batch
 from edgempi.plan.cost import Workload
 from edgempi.plan.spec import ModelSpec
 from edgempi.tasks import Job

@@ -21,7 +21,8 @@ from edgempi.models.checkpoint import Checkpoint
 from edgempi.models.families import family_named
 from edgempi.models.weights import TORCH_DTYPES, bytes_to_read
 from edgempi.ops.linear import PLAIN, Route, pick_route
-from edgempi.parallel.executor import Batch, Output, collect
+from edgempi.parallel.batch import Batch
+from edgempi.parallel.outputs import Output, collect
 from edgempi.plan.share import device_share, holdings
 from edgempi.plan.spec import ModelSpec
 from models.zoo import FAMILIES, VARIANTS, inputs

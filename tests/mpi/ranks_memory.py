@@ -14,7 +14,7 @@ import torch
 from edgempi.comm import open_world
 from edgempi.config.schema import ParallelConfig, PlannerConfig
 from edgempi.inference.runner import Runner
-from edgempi.parallel.executor import Batch
+from edgempi.parallel.batch import Batch
 from edgempi.plan.planners import Forms, plan_program
 from edgempi.plan.spec import ModelSpec
 

@@ -18,7 +18,8 @@ from edgempi.models.source import read_spec
 from edgempi.models.stream import Stream
 from edgempi.models.weights import Weights
 from edgempi.ops.linear import PLAIN
-from edgempi.parallel.executor import Batch, Executor
+from edgempi.parallel.batch import Batch
+from edgempi.parallel.executor import Executor
 from edgempi.plan.planners import Forms, plan_program
 from edgempi.plan.share import device_share
 from models.zoo import FAMILIES, build, inputs

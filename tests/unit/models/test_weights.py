@@ -16,7 +16,7 @@ from edgempi.inference.runner import Runner
 from edgempi.models.checkpoint import SINGLE, Checkpoint
 from edgempi.models.source import read_spec
 from edgempi.ops.linear import PLAIN
-from edgempi.parallel.executor import Batch
+from edgempi.parallel.batch import Batch
 from edgempi.plan.plan import Program
 from edgempi.plan.planners import Forms, plan_program
 from edgempi.plan.spec import ModelSpec
