@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-from edgempi.models.families.base import Family, Source, architecture, look_up, prefixed, refuse, refuse_class, tied
-from edgempi.plan.spec import Embedding, Head, ModelSpec, Stack
+from edgempi.models.families.base import Family, Source, look_up, prefixed, refuse
+from edgempi.models.families.heads import encoder_head
+from edgempi.plan.spec import Embedding, ModelSpec, Stack
 
 LAYER = {
     "attention.q": "attention.self.query",
@@ -64,7 +65,7 @@ def spec(config: Any, names: Collection[str]) -> ModelSpec:
         family="bert",
         enc=encoder(config, "index", 0),
         dec=None,
-        head=_head(config, names),
+        head=encoder_head(config, names, "cls.predictions.decoder.weight", config.hidden_act, "tanh"),
         max_tokens=config.max_position_embeddings,
         pad_token=config.pad_token_id,
     )
@@ -95,24 +96,6 @@ def source(parameter: str) -> Source:
         return Source(tuple(f"{name}.{kind}" for name in HEAD[stem]))
     masked = {"weight": "cls.predictions.decoder.weight", "bias": "cls.predictions.bias"}[kind]
     return Source((f"classifier.{kind}", masked))
-
-
-def _head(config: Any, names: Collection[str]) -> Head:
-    kind = architecture(config)
-    if kind == "BertForMaskedLM":
-        own = tied(config, names, "cls.predictions.decoder.weight")
-        return Head(
-            rows=config.vocab_size, vocabulary=True, tied=own, bias=True,
-            dense=True, dense_activation=config.hidden_act, dense_norm=True,
-        )  # fmt: skip
-    if kind == "BertForSequenceClassification":
-        return Head(rows=config.num_labels, select="first", bias=True, dense=True, dense_activation="tanh")
-    if kind == "BertForTokenClassification":
-        return Head(rows=config.num_labels, bias=True)
-    if kind == "BertModel":
-        pooled = any(name.endswith("pooler.dense.weight") for name in names)
-        return Head(select="first", dense=True, dense_activation="tanh") if pooled else Head()
-    raise refuse_class(kind, "BertForMaskedLM, -SequenceClassification, -TokenClassification or BertModel")
 
 
 FAMILY = Family("bert", spec, source, ("embeddings.position_ids", "cls.predictions.decoder.bias"))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from edgempi.models.families.base import Family, Source, architecture, look_up, prefixed, refuse_class, tied
-from edgempi.plan.spec import Embedding, Head, ModelSpec, Stack
+from edgempi.models.families.base import Family, Source, look_up, prefixed
+from edgempi.models.families.heads import encoder_head
+from edgempi.plan.spec import Embedding, ModelSpec, Stack
 
 LAYER = {
     "attention.q": "attention.q_lin",
@@ -53,7 +54,7 @@ def spec(config: Any, names: Collection[str]) -> ModelSpec:
         family="distilbert",
         enc=stack,
         dec=None,
-        head=_head(config, names),
+        head=encoder_head(config, names, "vocab_projector.weight", config.activation, "relu"),
         max_tokens=config.max_position_embeddings,
         pad_token=config.pad_token_id,
     )
@@ -68,23 +69,6 @@ def source(parameter: str) -> Source:
         return Source(prefixed("distilbert.", found))
     _, layer, rest = parameter.split(".", 2)
     return Source(prefixed("distilbert.", f"transformer.layer.{layer}.{look_up(rest, LAYER)}"))
-
-
-def _head(config: Any, names: Collection[str]) -> Head:
-    kind = architecture(config)
-    if kind == "DistilBertForMaskedLM":
-        own = tied(config, names, "vocab_projector.weight")
-        return Head(
-            rows=config.vocab_size, vocabulary=True, tied=own, bias=True,
-            dense=True, dense_activation=config.activation, dense_norm=True,
-        )  # fmt: skip
-    if kind == "DistilBertForSequenceClassification":
-        return Head(rows=config.num_labels, select="first", bias=True, dense=True, dense_activation="relu")
-    if kind == "DistilBertForTokenClassification":
-        return Head(rows=config.num_labels, bias=True)
-    if kind == "DistilBertModel":
-        return Head()
-    raise refuse_class(kind, "DistilBertForMaskedLM, -SequenceClassification, -TokenClassification, -Model")
 
 
 FAMILY = Family("distilbert", spec, source)

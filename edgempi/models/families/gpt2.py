@@ -8,15 +8,13 @@ from typing import Any
 from edgempi.models.families.base import (
     Family,
     Source,
-    architecture,
     look_up,
     prefixed,
     refuse,
-    refuse_class,
     stop_tokens,
-    tied,
 )
-from edgempi.plan.spec import Embedding, Head, ModelSpec, Stack
+from edgempi.models.families.heads import decoder_head
+from edgempi.plan.spec import Embedding, ModelSpec, Stack
 
 LAYER = {
     "attention.norm": "ln_1",
@@ -57,7 +55,7 @@ def spec(config: Any, names: Collection[str]) -> ModelSpec:
         family="gpt2",
         enc=None,
         dec=stack,
-        head=_head(config, names),
+        head=decoder_head(config, names),
         max_tokens=config.n_positions,
         stop_tokens=stop_tokens(config),
         pad_token=config.pad_token_id,
@@ -74,17 +72,6 @@ def source(parameter: str) -> Source:
     stem, _, kind = rest.rpartition(".")
     names = prefixed("transformer.", f"h.{layer}.{look_up(rest, LAYER)}")
     return Source(names, transposed=kind == "weight" and "norm" not in stem, part=FUSED.get(stem, (0, 1)))
-
-
-def _head(config: Any, names: Collection[str]) -> Head:
-    kind = architecture(config)
-    if kind == "GPT2LMHeadModel":
-        return Head(rows=config.vocab_size, vocabulary=True, tied=tied(config, names, "lm_head.weight"))
-    if kind == "GPT2ForSequenceClassification":
-        return Head(rows=config.num_labels, select="last")
-    if kind == "GPT2Model":
-        return Head()
-    raise refuse_class(kind, "GPT2LMHeadModel, GPT2ForSequenceClassification or GPT2Model")
 
 
 FAMILY = Family("gpt2", spec, source, (".attn.bias", ".attn.masked_bias"))

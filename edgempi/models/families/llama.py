@@ -8,15 +8,13 @@ from typing import Any
 from edgempi.models.families.base import (
     Family,
     Source,
-    architecture,
     look_up,
     prefixed,
     refuse,
-    refuse_class,
     stop_tokens,
-    tied,
 )
-from edgempi.plan.spec import Embedding, Head, ModelSpec, Rotary, Stack
+from edgempi.models.families.heads import decoder_head
+from edgempi.plan.spec import Embedding, ModelSpec, Rotary, Stack
 
 LAYER = {
     "attention.norm": "input_layernorm",
@@ -65,7 +63,7 @@ def spec(config: Any, names: Collection[str]) -> ModelSpec:
         family=kind,
         enc=None,
         dec=stack,
-        head=_head(config, names),
+        head=decoder_head(config, names),
         max_tokens=config.max_position_embeddings,
         stop_tokens=stop_tokens(config),
         pad_token=config.pad_token_id,
@@ -80,17 +78,6 @@ def source(parameter: str) -> Source:
         return Source(prefixed("model.", found))
     _, layer, rest = parameter.split(".", 2)
     return Source(prefixed("model.", f"layers.{layer}.{look_up(rest, LAYER)}"))
-
-
-def _head(config: Any, names: Collection[str]) -> Head:
-    kind = architecture(config)
-    if kind.endswith("ForCausalLM"):
-        return Head(rows=config.vocab_size, vocabulary=True, tied=tied(config, names, "lm_head.weight"))
-    if kind.endswith("ForSequenceClassification"):
-        return Head(rows=config.num_labels, select="last")
-    if kind.endswith("Model"):
-        return Head()
-    raise refuse_class(kind, "a causal language model, a sequence classifier or a base model")
 
 
 def _windows(config: Any) -> tuple[int | None, ...]:

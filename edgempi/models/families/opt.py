@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from edgempi.models.families.base import Family, Source, architecture, look_up, refuse_class, stop_tokens, tied
-from edgempi.plan.spec import Embedding, Head, ModelSpec, Stack
+from edgempi.models.families.base import Family, Source, look_up, stop_tokens
+from edgempi.models.families.heads import decoder_head
+from edgempi.plan.spec import Embedding, ModelSpec, Stack
 
 LAYER = {
     "attention.norm": "self_attn_layer_norm",
@@ -31,6 +32,7 @@ POSITION_OFFSET = 2  # the position table's first two rows are unused
 def spec(config: Any, names: Collection[str]) -> ModelSpec:
     """Translate an OPTConfig."""
     width, head_dim = config.hidden_size, config.hidden_size // config.num_attention_heads
+    project = config.word_embed_proj_dim if config.word_embed_proj_dim != width else 0
     stack = Stack(
         layers=config.num_hidden_layers,
         width=width,
@@ -59,7 +61,7 @@ def spec(config: Any, names: Collection[str]) -> ModelSpec:
         family="opt",
         enc=None,
         dec=stack,
-        head=_head(config, names),
+        head=decoder_head(config, names, project),
         max_tokens=config.max_position_embeddings,
         stop_tokens=stop_tokens(config),
         pad_token=config.pad_token_id,
@@ -75,19 +77,6 @@ def source(parameter: str) -> Source:
         _, layer, rest = parameter.split(".", 2)
         found = f"layers.{layer}.{look_up(rest, LAYER)}"
     return Source((f"model.decoder.{found}", f"decoder.{found}"))
-
-
-def _head(config: Any, names: Collection[str]) -> Head:
-    kind = architecture(config)
-    project = config.word_embed_proj_dim if config.word_embed_proj_dim != config.hidden_size else 0
-    if kind == "OPTForCausalLM":
-        own = tied(config, names, "lm_head.weight")
-        return Head(rows=config.vocab_size, vocabulary=True, tied=own, project_width=project)
-    if kind == "OPTForSequenceClassification":
-        return Head(rows=config.num_labels, select="last", project_width=project)
-    if kind == "OPTModel":
-        return Head(project_width=project)
-    raise refuse_class(kind, "OPTForCausalLM, OPTForSequenceClassification or OPTModel")
 
 
 FAMILY = Family("opt", spec, source)

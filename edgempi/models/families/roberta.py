@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from edgempi.models.families.base import Family, Source, architecture, refuse_class, tied
+from edgempi.models.families.base import Family, Source
 from edgempi.models.families.bert import encoder, encoder_source
-from edgempi.plan.spec import Head, ModelSpec
+from edgempi.models.families.heads import encoder_head
+from edgempi.plan.spec import ModelSpec
 
 HEAD = {
     "head.dense": ("lm_head.dense", "classifier.dense", "roberta.pooler.dense", "pooler.dense"),
@@ -26,7 +27,7 @@ def spec(config: Any, names: Collection[str]) -> ModelSpec:
         family="roberta",
         enc=encoder(config, "token", config.pad_token_id),
         dec=None,
-        head=_head(config, names),
+        head=encoder_head(config, names, "lm_head.decoder.weight", "gelu", "tanh"),
         max_tokens=config.max_position_embeddings - first,
         pad_token=config.pad_token_id,
     )
@@ -40,24 +41,6 @@ def source(parameter: str) -> Source:
         return Source(OUT[parameter])
     stem, _, kind = parameter.rpartition(".")
     return Source(tuple(f"{name}.{kind}" for name in HEAD[stem]))
-
-
-def _head(config: Any, names: Collection[str]) -> Head:
-    kind = architecture(config)
-    if kind == "RobertaForMaskedLM":
-        own = tied(config, names, "lm_head.decoder.weight")
-        return Head(
-            rows=config.vocab_size, vocabulary=True, tied=own, bias=True,
-            dense=True, dense_activation="gelu", dense_norm=True,
-        )  # fmt: skip
-    if kind == "RobertaForSequenceClassification":
-        return Head(rows=config.num_labels, select="first", bias=True, dense=True, dense_activation="tanh")
-    if kind == "RobertaForTokenClassification":
-        return Head(rows=config.num_labels, bias=True)
-    if kind == "RobertaModel":
-        pooled = any(name.endswith("pooler.dense.weight") for name in names)
-        return Head(select="first", dense=True, dense_activation="tanh") if pooled else Head()
-    raise refuse_class(kind, "RobertaForMaskedLM, -SequenceClassification, -TokenClassification, -Model")
 
 
 FAMILY = Family("roberta", spec, source, ("embeddings.position_ids", "lm_head.decoder.bias"))
