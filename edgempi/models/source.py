@@ -6,6 +6,8 @@ these, and what they find travels on as data.
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,10 @@ from edgempi.models.families import family_named
 from edgempi.plan.spec import ModelSpec
 
 SHIPPED = "assistant"
+VOCABULARIES = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
+"""A tokenizer has one of these."""
 WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 """What is fetched from the hub: no code, no pickles."""
 
@@ -59,9 +65,10 @@ def read_spec(folder: Path) -> ModelSpec:
     family = family_named(config.model_type)
     with Checkpoint(folder) as checkpoint:
         try:
-            return family.spec(config, checkpoint.entries.keys())
+            spec = family.spec(config, checkpoint.entries.keys())
         except (AttributeError, TypeError, KeyError, ZeroDivisionError) as error:
             raise _bad_config(folder, f"{type(error).__name__}: {error}") from error
+    return replace(spec, stop_tokens=_stop_tokens(folder) or spec.stop_tokens)
 
 
 def read_config(folder: Path) -> Any:
@@ -84,6 +91,9 @@ def read_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
+        # transformers makes up an empty vocabulary for some families where there is none.
+        if not any((folder / name).exists() for name in VOCABULARIES):
+            raise FileNotFoundError(f"none of {', '.join(VOCABULARIES)}")
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         raise UserError(
@@ -91,6 +101,16 @@ def read_tokenizer(folder: Path) -> Any:
             rule="the folder holds a tokenizer beside the weights",
             remedy="Copy tokenizer.json and tokenizer_config.json into it",
         ) from error  # fmt: skip
+
+
+def _stop_tokens(folder: Path) -> tuple[int, ...]:
+    """What ends a text by `generation_config.json`, which instruct models keep apart; empty where it says nothing."""
+    try:
+        found = json.loads((folder / "generation_config.json").read_text()).get("eos_token_id")
+    except (OSError, ValueError, AttributeError):
+        return ()
+    ids = found if isinstance(found, list) else [found]
+    return tuple(token for token in ids if isinstance(token, int))
 
 
 def _bad_config(folder: Path, value: str) -> UserError:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import pytest
 
 from edgempi.plan.apportion import apportion
-from mpi.cell import INPUTS, SHARES, Cell
+from edgempi.plan.cost import Workload, sent_bytes
+from mpi.cell import INPUTS, SHARES, Cell, program_of
 from mpi.lab import Lab
 
 pytestmark = pytest.mark.mpi
@@ -21,6 +22,18 @@ SENDING = [
     for ranks, shares in ((2, "even"), (3, "uneven"), (4, "zero"), (4, "even"))
 ]
 SENDING += [Cell("traffic", "gpt2", way, "uneven", 3, wire_dtype="bf16") for way in ("tensor", "hybrid", "sequence")]
+PREDICTED = SENDING + [
+    Cell("traffic", model, way, shares, ranks, microbatches=microbatches)
+    for model in ("t5", "bart", "bert-classifier", "opt-350m")
+    for way, shares, ranks, microbatches in (
+        ("hybrid", "uneven", 3, 1),
+        ("tensor", "even", 2, 2),
+        ("sequence", "zero", 4, 1),
+        ("pipeline", "even", 2, 2),
+        ("hybrid|data", "uneven", 4, 1),
+        ("sequence|hybrid", "uneven", 3, 1),
+    )
+]
 
 READING = [
     Cell("reading", model, "hybrid", shares, ranks)
@@ -63,6 +76,22 @@ def test_bytes_sent_per_layer(cell: Cell, lab: Lab) -> None:
     for layer in range(stack.layers):
         sent = [units.get(f"{spec.last}.{layer}", 0) for units in lab.measured(cell)]
         assert sent == expected
+
+
+@pytest.mark.parametrize("cell", PREDICTED, ids=str)
+def test_the_plan_predicts_every_unit_and_handover(cell: Cell, lab: Lab) -> None:
+    spec = lab.spec(cell)
+    rows, tokens, _ = INPUTS["2x13"]
+    both = spec.enc is not None and spec.dec is not None
+    # The zoo's decoders of two stacks read half as many tokens, and one more.
+    work = Workload(rows, tokens // 2 + 1, tokens) if both else Workload(rows, tokens)
+    predicted = sent_bytes(program_of(cell, spec).prefill, spec, work)
+    sent = lab.measured(cell)
+    assert [_some(units) for units in predicted] == [_some(units) for units in sent]
+
+
+def _some(units: Mapping[str, int]) -> dict[str, int]:
+    return {unit: nbytes for unit, nbytes in units.items() if nbytes}
 
 
 def _ring(tiles: Sequence[int]) -> list[int]:
