@@ -55,7 +55,6 @@ def work(order: Callable[[int], str]) -> int:
                 world.abort(USER_ERROR)
             _say(rank_report(world.rank, world.host, traceback.format_exc()))
             world.abort(FAILED)
-            raise
 
 
 def _work(world: World, order: Callable[[int], str]) -> int:

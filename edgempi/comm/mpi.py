@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 import mpi4py
 import torch
@@ -13,6 +16,9 @@ mpi4py.rc.thread_level = (
 )
 
 from mpi4py import MPI  # noqa: E402
+
+ABORT_PAUSE_S = 0.3
+"""What a rank wrote just before an abort is lost where its launcher has not read it yet (MPICH's does not drain)."""
 
 
 class MpiTransport:
@@ -57,9 +63,11 @@ class MpiTransport:
         status = MPI.Status()
         return status.Get_count(MPI.BYTE) if self._comm.Iprobe(source, tag, status) else None
 
-    def abort(self, status: int) -> None:
+    def abort(self, status: int) -> NoReturn:
         """End the job on all ranks."""
+        time.sleep(ABORT_PAUSE_S)
         MPI.COMM_WORLD.Abort(status)
+        os._exit(status)  # MPICH's launcher may still be on its way to kill this rank
 
 
 def library_version() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from torch import Tensor
 
@@ -47,7 +47,7 @@ class Transport(Protocol):
     def probe_size(self, source: int, tag: int) -> int | None:
         """Bytes of the next message from `source`, or None while there is none."""
 
-    def abort(self, status: int) -> None:
+    def abort(self, status: int) -> NoReturn:
         """End the job on all ranks."""
 
 
@@ -80,7 +80,7 @@ class Loopback:
         """Nothing ever comes."""
         return None
 
-    def abort(self, status: int) -> None:
+    def abort(self, status: int) -> NoReturn:
         """End the process."""
         os._exit(status)
 

@@ -9,7 +9,7 @@ import json
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -174,7 +174,7 @@ class World:
         """Receive into a contiguous tensor from a rank that sends it; blocks, within the bound."""
         self.wait([self._transport.irecv(tensor, source, DATA)], f"receive from rank {source}")
 
-    def abort(self, status: int) -> None:
+    def abort(self, status: int) -> NoReturn:
         """End the job on all ranks at once."""
         self._transport.abort(status)
 
