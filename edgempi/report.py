@@ -26,11 +26,11 @@ def deliver(task: ModuleType, config: Config, result: dict[str, Any]) -> int:
         config: says where the result goes.
         result: JSON types.
     """
-    task.report(result, _console(config.output.json))
     document = json.dumps(result, indent=2, ensure_ascii=False)
     directory = config.output.directory
     if directory is not None and Path(directory).is_dir():
         write_atomic(Path(directory) / "result.json", document + "\n")
+    task.report(result, _console(config.output.json))
     if config.output.json:
         print(document, flush=True)
     sys.stderr.flush()

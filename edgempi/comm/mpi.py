@@ -50,9 +50,9 @@ class MpiTransport:
         """Drive communication; whether all requests are complete."""
         return MPI.Request.Testall(list(requests))
 
-    def split(self, color: int) -> MpiTransport:
-        """The ranks that named the same color, in world order."""
-        return MpiTransport(self._comm.Split(color, self.rank))
+    def split(self, color: int, place: int) -> MpiTransport:
+        """The ranks that named the same color, in the order of their places."""
+        return MpiTransport(self._comm.Split(color, place))
 
     def close(self) -> None:
         """Free the communicator; every rank of it must call."""

@@ -38,8 +38,8 @@ class Transport(Protocol):
     def done(self, requests: Sequence[Any]) -> bool:
         """Drive communication; whether all requests are complete."""
 
-    def split(self, color: int) -> Transport:
-        """The ranks that named the same color; every rank must call. Ranks keep their order."""
+    def split(self, color: int, place: int) -> Transport:
+        """The ranks that named the same color, in the order of their places; every rank must call."""
 
     def close(self) -> None:
         """Give back what `split` took; every rank of it must call."""
@@ -69,7 +69,7 @@ class Loopback:
         """There is nothing to wait for."""
         return not requests
 
-    def split(self, color: int) -> Loopback:
+    def split(self, color: int, place: int) -> Loopback:
         """Itself."""
         return self
 

@@ -82,11 +82,18 @@ class World:
         self.barrier()
         return result
 
-    def group(self, color: int) -> Group:
-        """The group of the ranks that name the same color; every rank must call."""
+    def group(self, color: int, place: int | None = None) -> Group:
+        """The group of the ranks that name the same color, in the order of their places; every rank must call.
+
+        Args:
+            color: which group.
+            place: where in it; None: world order.
+        """
+        place = self.rank if place is None else place
         # This wait is bounded, so the library's own wait in `split` is short.
-        members = [rank for rank, other in enumerate(self.all_gather_json(color)) if other == color]
-        return Group(self._transport.split(color), members, self.traffic, self.timeout_s)
+        named = enumerate(self.all_gather_json([color, place]))
+        members = [rank for _, rank in sorted((at, rank) for rank, (other, at) in named if other == color)]
+        return Group(self._transport.split(color, place), members, self.traffic, self.timeout_s)
 
     def wait(self, requests: Sequence[Any], what: str) -> None:
         """Wait, within the bound, until the requests are complete."""

@@ -39,7 +39,8 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> Config:
         overrides: as on the command line, `cluster=local4` or `data.length=64`.
         config_dir: a folder of the user's with groups of its own, searched beside ours.
     """
-    search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    folder = str(Path(config_dir or ".").resolve()).replace("\\", "\\\\").replace("'", "\\'")
+    search = [f"hydra.searchpath=['file://{folder}']"] if config_dir else []
     register_schema()
     try:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf
 
 from edgempi.errors import UserError
 
@@ -58,7 +59,8 @@ class DeviceConfig:
     """Cores that its rank may use; null: `cluster.threads_per_rank`."""
 
     def __post_init__(self) -> None:
-        _require(self.speed >= 0, "device speed", self.speed, "a speed is zero or more", "Give a relative speed")
+        fine = 0 <= self.speed < inf
+        _require(fine, "device speed", self.speed, "a speed is a finite number from zero", "Give a relative speed")
         _require(
             self.threads is None or self.threads >= 1, "device threads", self.threads, "at least 1", "Leave it null"
         )
@@ -119,6 +121,11 @@ class ParallelConfig:
     """Into how many groups of rows a batch is cut, so that pipeline stages work at the same time."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.decode in (None, Sharing.tensor, Sharing.hybrid),
+            "parallel.decode", self.decode, "it is tensor, hybrid or null: decoding works with the weights and caches "
+            "that the first pass left", "Set parallel.decode=tensor",
+        )  # fmt: skip
         _require(
             self.microbatches >= 1, "parallel.microbatches", self.microbatches, "at least 1", "Set it to 1 or more"
         )

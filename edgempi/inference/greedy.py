@@ -100,7 +100,10 @@ def winners(world: World, group: Group, outputs: Sequence[Mapping[str, Output]])
                     offers = group.all_gather(best, [1] * group.size, best.dtype)
                     best = offers[torch.arange(B), offers[:, :, 0].argmax(dim=1)][:, None]
                 best = best[:, :, 1:]
-            source = {device: Region(box.rows, (0, 1), (0, 1)) for device, box in logits.layout.items()}
+            # Where several devices hold a row's winner, the first one's counts: a near tie may fall out otherwise on
+            # another processor, and ranks that disagree about a token would wait for each other for ever.
+            holders = {box.rows: device for device, box in reversed(list(logits.layout.items()))}
+            source = {device: Region(rows, (0, 1), (0, 1)) for rows, device in holders.items()}
             target = {device: Region((0, B), (0, 1), (0, 1)) for device in range(world.size)}
             tokens, pending = world.transfer(best, source, target, torch.float64)
             pending.wait()

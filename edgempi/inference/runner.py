@@ -45,7 +45,7 @@ class Runner:
         self.world, self.program, self.spec = world, program, spec
         plan = program.prefill
         stage = plan.stage_of(world.rank)
-        self.group = group = world.group(plan.stages.index(stage))
+        self.group = group = world.group(plan.stages.index(stage), stage.position(world.rank))
         dtype = TORCH_DTYPES[plan.weight_dtype]
         route = route or pick_route(dtype)
         self.route = route.name

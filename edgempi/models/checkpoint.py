@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -24,6 +25,8 @@ from edgempi.plan.apportion import Span
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """File dtypes that hold weights; anything else is refused by name."""
 LARGEST_HEADER_BYTES = 100_000_000
+SAMPLE_BYTES = 64
+"""How much of a tensor the fingerprint reads, at each of three places."""
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -55,8 +58,12 @@ class Checkpoint:
         self._files: dict[Path, int] = {}
         self.entries: dict[str, Entry] = {}
         files, self.header_bytes = _weight_files(folder)
-        for path in files:
-            self.entries.update(self._read_header(path))
+        try:
+            for path in files:
+                self.entries.update(self._read_header(path))
+        except UserError:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -68,9 +75,15 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of names, shapes, dtypes and offsets: equal on two hosts that hold the same export."""
-        lines = (f"{n} {e.path.name} {e.dtype} {e.shape} {e.offset}" for n, e in sorted(self.entries.items()))
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+        """A digest of every tensor's name, form and place and of a few of its bytes: unlike for two fine-tunes."""
+        digest = hashlib.sha256()
+        for name, entry in sorted(self.entries.items()):
+            digest.update(f"{name} {entry.path.name} {entry.dtype} {entry.shape} {entry.offset}\n".encode())
+            nbytes = prod(entry.shape) * DTYPES[entry.dtype].itemsize if entry.dtype in DTYPES else 0
+            for start in sorted({0, nbytes // 2, max(0, nbytes - SAMPLE_BYTES)}):
+                count = min(SAMPLE_BYTES, nbytes - start)
+                digest.update(os.pread(self._files[entry.path], count, entry.offset + start))
+        return digest.hexdigest()[:16]
 
     def read(self, name: str, dtype: torch.dtype, dim: int = 0, span: Span | None = None) -> Tensor:
         """Read `span` of a tensor along `dim`, whole where no span is given, and convert it.
@@ -115,8 +128,13 @@ class Checkpoint:
             buffer, offset = buffer[count:], offset + count
 
     def _read_header(self, path: Path) -> Mapping[str, Entry]:
-        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise _damaged(path, str(error.strerror), "it can be read") from error
         self._files[path] = descriptor
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise _damaged(path, "no regular file", "it is a file")
         size = os.fstat(descriptor).st_size
         prefix = os.pread(descriptor, 8, 0)
         length = int.from_bytes(prefix, "little")

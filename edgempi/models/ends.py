@@ -73,7 +73,6 @@ class Head:
         self._norm = weights.norm("head.norm", stack) if spec.head.dense_norm else None
         self._project = weights.tensor("head.project.weight")
         self._out = weights.head() if spec.head.rows else None
-        self.columns = weights.share.head
 
     def __call__(self, x: Tensor, seam: Seam, index_B: Tensor | None) -> dict[str, Tensor]:
         """What the model gives, by the name transformers uses.

@@ -1,7 +1,7 @@
 """Where a model comes from: a local folder, a hub id, or the small one that edgempi ships.
 
-Configurations and tokenizers are read by transformers, never with `trust_remote_code`; only the parent and rank 0 call
-these, and what they find travels on as data.
+Configurations and tokenizers are read by transformers, never with `trust_remote_code`; only the parent and rank 0 do
+that (the others `locate` the folder), and what they find travels on as data.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from edgempi.errors import UserError
 from edgempi.models.checkpoint import Checkpoint
 from edgempi.models.families import family_named
+from edgempi.ops.activation import activation_named
 from edgempi.plan.spec import ModelSpec
 
 SHIPPED = "assistant"
@@ -68,6 +69,8 @@ def read_spec(folder: Path) -> ModelSpec:
             spec = family.spec(config, checkpoint.entries.keys())
         except (AttributeError, TypeError, KeyError, ZeroDivisionError) as error:
             raise _bad_config(folder, f"{type(error).__name__}: {error}") from error
+    for name in (spec.head.dense_activation, *(stack.activation for stack in spec.stacks.values())):
+        activation_named(name)
     return replace(spec, stop_tokens=_stop_tokens(folder) or spec.stop_tokens)
 
 

@@ -48,7 +48,7 @@ def find(checkpoint: Checkpoint, source: Source, holding: Holding) -> str:
 
 
 def check_weights(checkpoint: Checkpoint, family: Family, spec: ModelSpec) -> None:
-    """Check, before any rank starts, that a checkpoint holds just the model that its configuration describes.
+    """Check, before any rank starts, that a checkpoint holds the model that its configuration describes.
 
     Raises:
         UserError: a weight is missing, has another shape, a dtype that is no weight's, or there are more layers.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from math import inf
 
 from edgempi.errors import UserError
 
@@ -30,9 +31,10 @@ def apportion(total: int, weights: Sequence[float], quantum: int = 1) -> tuple[i
     Raises:
         UserError: no weight is above zero, or one is below.
     """
-    if min(weights, default=-1.0) < 0 or sum(weights) <= 0:
+    if min(weights, default=-1.0) < 0 or not 0 < sum(weights) < inf:
         raise UserError(
-            "share weights", value=list(weights), rule="weights are zero or more and at least one is above zero",
+            "share weights", value=list(weights),
+            rule="weights are finite, none is below zero and at least one is above zero",
             remedy="Give one weight per device",
         )  # fmt: skip
     grains, rest = divmod(total, quantum)

@@ -6,21 +6,44 @@ from collections.abc import Sequence
 
 from edgempi.errors import UserError
 from edgempi.plan.plan import PRESETS, Block, Connective, Plan, Program, Stage, Table
+from edgempi.plan.share import device_share, holdings
 from edgempi.plan.spec import ModelSpec
+
+DTYPES = ("fp32", "bf16")
 
 
 def check_program(program: Program, spec: ModelSpec) -> None:
-    """Check every phase, and that all phases own the same weights (a rank loads them once)."""
-    for plan in program.phases.values():
-        check_plan(plan, spec)
+    """Check every phase, and that all phases can work with the weights and caches of the first.
+
+    Raises:
+        UserError: no `prefill`; a phase that owns other weights, or lays rows and key-value heads out otherwise.
+    """
+    if "prefill" not in program.phases:
+        raise UserError(
+            "program phases", value=list(program.phases), rule="there is a phase named prefill",
+            remedy="Name the first phase prefill",
+        )  # fmt: skip
     first = program.prefill
     for name, plan in program.phases.items():
-        owned = [(s.units, s.devices, s.heads, s.mlp_columns, s.vocabulary) for s in plan.stages]
-        if owned != [(s.units, s.devices, s.heads, s.mlp_columns, s.vocabulary) for s in first.stages]:
+        check_plan(plan, spec)
+        if _kept(plan, spec) != _kept(first, spec):
             raise UserError(
-                f"phase {name}", value="other shares than prefill", rule="all phases own the same weights",
-                remedy="Give the phases the same units, heads, MLP columns and vocabulary rows",
+                f"phase {name}", value=f"{plan.name}, unlike {first.name}",
+                rule="a later phase works with the weights, the cache and the rows of prefill: it may be the same, or "
+                "hybrid and tensor in place of each other", remedy="Set parallel.decode=tensor, hybrid or null",
             )  # fmt: skip
+
+
+def _kept(plan: Plan, spec: ModelSpec) -> list[object]:
+    """What has to stay as it is from phase to phase: forms, and on each device its slices and its cache's rows."""
+    kept: list[object] = [plan.weight_dtype, plan.column_blocks, plan.microbatches]
+    for device in plan.devices:
+        share = device_share(plan, spec, device)
+        modes = share.stage.modes
+        slices = {name: holding.span for name, holding in holdings(share, spec).items()}
+        splits = (modes.attention, modes.mlp, modes.embedding, modes.head)
+        kept.append((share.stage.units, slices, splits, modes.connective == Connective.rows, share.stage.rows))
+    return kept
 
 
 def check_plan(plan: Plan, spec: ModelSpec) -> None:
@@ -30,6 +53,7 @@ def check_plan(plan: Plan, spec: ModelSpec) -> None:
         UserError: units missing or out of order, a device in two stages, shares that do not sum or have the wrong
             length, head shares that cut a key-value group, modes that cannot stand together.
     """
+    _check_forms(plan)
     units = [unit for stage in plan.stages for unit in stage.units]
     if units != list(spec.units):
         odd = next((a for a, b in zip(units, spec.units, strict=False) if a != b), "its end")
@@ -46,6 +70,28 @@ def check_plan(plan: Plan, spec: ModelSpec) -> None:
         )  # fmt: skip
     for index, stage in enumerate(plan.stages):  # a stage without units is legal: its devices stay idle
         _check_stage(f"stage {index}", stage, spec)
+
+
+def _check_forms(plan: Plan) -> None:
+    allowed = {"weight_dtype": DTYPES, "wire_dtype": DTYPES, "overlap": ("blocking",), "version": (1,)}
+    for what, values in allowed.items():
+        if getattr(plan, what) not in values:
+            said = ", ".join(map(str, values))
+            raise UserError(f"plan {what}", value=getattr(plan, what), rule=f"it is {said}", remedy="Correct the plan")
+    for what in ("microbatches", "column_blocks"):
+        count = getattr(plan, what)
+        if not isinstance(count, int) or count < 1:
+            raise UserError(f"plan {what}", value=count, rule="it is a whole number from 1", remedy="Correct the plan")
+    for index, stage in enumerate(plan.stages):
+        counts = [*stage.vocabulary, *(n for v in (stage.heads, stage.mlp_columns) for c in v.values() for n in c)]
+        weights = (*stage.tokens, *stage.rows)
+        odd: list[object] = [count for count in counts if not isinstance(count, int)]
+        odd += [weight for weight in weights if not isinstance(weight, int | float)]
+        if odd:
+            raise UserError(
+                f"stage {index} shares", value=odd, rule="heads, columns and vocabulary rows are whole numbers, "
+                "token and row weights are numbers", remedy="Correct the shares",
+            )  # fmt: skip
 
 
 def _check_stage(where: str, stage: Stage, spec: ModelSpec) -> None:
@@ -85,7 +131,8 @@ def _check_stage(where: str, stage: Stage, spec: ModelSpec) -> None:
             _check_sum(f"{where} {name} mlp_columns", stage.mlp_columns.get(name, ()), stage.size, stack.mlp_columns)
     embeds = any(unit.endswith(".embed") for unit in stage.units)
     heads_here = "head" in stage.units and spec.head.vocabulary
-    if (embeds and modes.embedding == Table.vocabulary) or (heads_here and modes.head == Table.vocabulary):
+    split = (embeds and modes.embedding == Table.vocabulary) or (heads_here and modes.head == Table.vocabulary)
+    if split or stage.vocabulary:
         vocabulary = spec.stacks[spec.last].embedding.vocabulary
         _check_sum(f"{where} vocabulary", stage.vocabulary, stage.size, vocabulary)
     for what, weights, needed in (("tokens", stage.tokens, tokens), ("rows", stage.rows, modes.connective == "rows")):

@@ -255,8 +255,8 @@ def token_bytes(plan: Plan, spec: ModelSpec, rows: int) -> list[int]:
     sent = [0] * len(plan.devices)
     split = stage.modes.head == Table.vocabulary and spec.head.vocabulary
     for count in apportion(rows, [1.0] * min(plan.microbatches, rows)):
-        boxes = zip(stage.devices, stage.row_spans(count), strict=True)
-        one = {device: Region(rows_span, (0, 1), (0, 1)) for device, rows_span in boxes}
+        holders = dict(zip(reversed(stage.row_spans(count)), reversed(stage.devices), strict=True))
+        one = {device: Region(span, (0, 1), (0, 1)) for span, device in holders.items()}
         everyone = {device: Region((0, count), (0, 1), (0, 1)) for device in plan.devices}
         if split and stage.size > 1:
             for device in stage.devices:

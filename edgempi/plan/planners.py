@@ -53,6 +53,7 @@ def plan_program(
     if planner.name is not PlannerName.proportional:
         weights = [1.0] * len(speeds)
     groups = _groups(parallel, len(speeds))
+    _refuse_unused(planner, [PRESETS[sharing] for sharing in parallel.modes])
     modes = [PRESETS[sharing] for sharing in _one_per_stage(parallel.modes, len(groups))]
     runs = _unit_runs(spec, groups, weights, planner.layers)
     stages = [
@@ -71,6 +72,24 @@ def plan_program(
     program = Program(phases)
     check_program(program, spec)
     return program
+
+
+def _refuse_unused(planner: PlannerConfig, modes: Sequence[Modes]) -> None:
+    """A fixed share that no stage's mode reads is a misunderstanding, not a wish."""
+    readers = {
+        "heads": any(mode.attention == Block.tensor for mode in modes),
+        "mlp_columns": any(mode.mlp == Block.tensor for mode in modes),
+        "vocabulary": any(Table.vocabulary in (mode.embedding, mode.head) for mode in modes),
+        "tokens": any(mode.connective == Connective.tokens for mode in modes),
+        "rows": any(mode.connective == Connective.rows for mode in modes),
+    }
+    for name, read in readers.items():
+        if getattr(planner, name) is not None and not read:
+            said = ", ".join(mode.name for mode in modes)
+            raise UserError(
+                f"planner.{name}", value=getattr(planner, name), rule=f"{said} does not share by {name}",
+                remedy=f"Leave planner.{name} out, or choose another parallel=",
+            )  # fmt: skip
 
 
 def _groups(parallel: ParallelConfig, size: int) -> list[list[int]]:

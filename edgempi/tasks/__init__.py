@@ -2,7 +2,7 @@
 
     prepare(config) -> payload   in the parent, or on rank 0 when MPI started us: check the user's input, plan;
                                  the payload is plain data (JSON types), so it can be frozen and broadcast
-    run(job, mesh) -> result     on every rank; the result (JSON types) counts on rank 0.
+    run(job, world) -> result     on every rank; the result (JSON types) counts on rank 0.
                                  Absent where the task needs no MPI: then the payload is the result
     report(result, console)      on rank 0: the tables and sentences that a person reads
 

@@ -60,7 +60,7 @@ def report(result: dict[str, Any], console: Console) -> None:
         ]
         console.print(table("Links (each pair alone)", ["ranks", "latency", "bandwidth"], rows))
     for problem in result["problems"]:
-        console.print(f"PROBLEM: {problem}")
+        console.print(f"PROBLEM: {problem}", markup=False)
     if not result["problems"]:
         console.print("No disagreements: the hosts can work together.")
 

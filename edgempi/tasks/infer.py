@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.markup import escape
 from torch import Tensor
 
 from edgempi.comm import World, lone_world
@@ -27,6 +26,7 @@ from edgempi.plan.planners import Forms, plan_program
 from edgempi.tasks import Job
 from edgempi.tasks.answers import read_out
 from edgempi.tasks.model_job import PATIENCE, ModelJob, load, locate_model, memory_used, plan_job
+from edgempi.tasks.progress import told
 from edgempi.tasks.tables import print_plan, size, table
 
 FREE_SHARE = 0.8
@@ -103,7 +103,7 @@ def report(result: dict[str, Any], console: Console) -> None:
     """The plan, the answers, what each rank used, and which was faster."""
     print_plan(console, result)
     for answer in result["answers"]:
-        console.print(f"{answer['request']}  [dim]({answer['seconds'] * 1e3:.0f} ms)[/dim]")
+        console.print(f"{escape(answer['request'])}  [dim]({answer['seconds'] * 1e3:.0f} ms)[/dim]", highlight=False)
         console.print(f"    {answer['answer']}\n", markup=False, highlight=False)
     body = [
         [
@@ -154,8 +154,8 @@ def _texts(config: Config) -> list[str]:
         texts += [line.strip() for line in lines if line.strip()]
     if not texts:
         raise UserError(
-            "data.prompts", value="[]", rule="there is at least one request",
-            remedy="Set data.prompts='[\"turn on the light\"]' or data.file",
+            "data.file", value=f"{config.data.file} is empty", rule="there is at least one request",
+            remedy="Write one request a line",
         )  # fmt: skip
     return texts
 
@@ -167,12 +167,10 @@ def _answer_all(
     _answer(runner, requests[0], new_tokens)
     runner.world.traffic.reset()
     answers, seconds = [], []
-    with _progress(runner.world, what, len(requests)) as (bar, line):
-        for ids in requests:
-            start = time.perf_counter()
-            answers.append(_answer(runner, ids, new_tokens))
-            seconds.append(time.perf_counter() - start)
-            bar.advance(line)
+    for ids in told(runner.world, requests, what):
+        start = time.perf_counter()
+        answers.append(_answer(runner, ids, new_tokens))
+        seconds.append(time.perf_counter() - start)
     return answers, seconds
 
 
@@ -201,11 +199,3 @@ def _alone(config: Config, job: ModelJob, folder: Path, requests: Sequence[Seque
     runner = Runner(lone_world(), program, job.spec, folder)
     _, seconds = _answer_all(runner, requests, config.data.max_new_tokens, "one device alone")
     return {"alone_s": sum(seconds), "alone_median_s": median(seconds)}
-
-
-@contextmanager
-def _progress(world: World, what: str, total: int) -> Iterator[tuple[Progress, TaskID]]:
-    """A bar on standard error of the first rank, where that is a terminal."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not (world.leads and console.is_terminal)) as bar:
-        yield bar, bar.add_task(what, total=total)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from edgempi.config.files import write_atomic
 from edgempi.config.schema import Config
+from edgempi.errors import UserError
 from edgempi.plan.cost import Workload
 from edgempi.plan.text import program_to_yaml
 from edgempi.tasks.model_job import locate_model, plan_job
@@ -27,7 +28,13 @@ def prepare(config: Config) -> dict[str, Any]:
     )
     job = plan_job(config, spec, work)
     if config.task.save:
-        write_atomic(Path(config.task.save).expanduser(), program_to_yaml(job.program))
+        try:
+            write_atomic(Path(config.task.save).expanduser(), program_to_yaml(job.program))
+        except OSError as error:
+            raise UserError(
+                "task.save", value=f"{config.task.save}: {error.strerror}", rule="its folder is there, and writable",
+                remedy="Name a file in such a folder",
+            ) from error  # fmt: skip
     return {**job.as_dict(), "saved": config.task.save}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -25,7 +26,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], wor
     for index, column in enumerate(columns):
         made.add_column(column, justify="left" if index < words else "right", overflow="fold")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(escape, row))
     return made
 
 

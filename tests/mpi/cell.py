@@ -82,5 +82,5 @@ def program_of(cell: Cell, spec: ModelSpec) -> Program:
 def _devices(way: str, ranks: int) -> list[list[int]]:
     """Who works in the two stages of a mixed plan: ranks neither in order nor in equal numbers."""
     every = list(range(ranks))
-    first = {"hybrid|data": [0, 1], "tensor|sequence": [1, 2], "sequence|hybrid": [0]}[way]
-    return [first, [rank for rank in every if rank not in first]]
+    first = {"hybrid|data": [0, 1], "tensor|sequence": [2, 1], "sequence|hybrid": [0]}[way]
+    return [first, [rank for rank in reversed(every) if rank not in first]]

@@ -33,13 +33,11 @@ class Family:
         name: the `model_type`.
         spec: from a transformers configuration and the checkpoint's tensor names to a ModelSpec.
         source: from one of our parameter names to where it stands.
-        ignored: endings of checkpoint tensors that are no weights (buffers that old exports kept).
     """
 
     name: str
     spec: Callable[[Any, Collection[str]], ModelSpec]
     source: Callable[[str], Source]
-    ignored: tuple[str, ...] = ()
 
 
 def prefixed(prefix: str, name: str) -> tuple[str, ...]:

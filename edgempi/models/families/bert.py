@@ -98,4 +98,4 @@ def source(parameter: str) -> Source:
     return Source((f"classifier.{kind}", masked))
 
 
-FAMILY = Family("bert", spec, source, ("embeddings.position_ids", "cls.predictions.decoder.bias"))
+FAMILY = Family("bert", spec, source)

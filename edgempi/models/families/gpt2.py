@@ -74,4 +74,4 @@ def source(parameter: str) -> Source:
     return Source(names, transposed=kind == "weight" and "norm" not in stem, part=FUSED.get(stem, (0, 1)))
 
 
-FAMILY = Family("gpt2", spec, source, (".attn.bias", ".attn.masked_bias"))
+FAMILY = Family("gpt2", spec, source)

@@ -107,6 +107,4 @@ def _rotary(config: Any, head_dim: int) -> Rotary:
     return Rotary(tuple(frequencies.tolist()), float(scale))
 
 
-FAMILIES = tuple(
-    Family(name, spec, source, (".rotary_emb.inv_freq",)) for name in ("llama", "mistral", "qwen2", "qwen3")
-)
+FAMILIES = tuple(Family(name, spec, source) for name in ("llama", "mistral", "qwen2", "qwen3"))

@@ -43,4 +43,4 @@ def source(parameter: str) -> Source:
     return Source(tuple(f"{name}.{kind}" for name in HEAD[stem]))
 
 
-FAMILY = Family("roberta", spec, source, ("embeddings.position_ids", "lm_head.decoder.bias"))
+FAMILY = Family("roberta", spec, source)

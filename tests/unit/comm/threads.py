@@ -32,7 +32,7 @@ class Hub:
     lock: threading.Lock = field(default_factory=threading.Lock)
     sends: dict[tuple[int, int, int], deque[Message]] = field(default_factory=lambda: defaultdict(deque))
     receives: dict[tuple[int, int, int], deque[Message]] = field(default_factory=lambda: defaultdict(deque))
-    colors: dict[int, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
+    colors: dict[int, dict[int, tuple[int, int]]] = field(default_factory=lambda: defaultdict(dict))
     parts: dict[tuple[int, int], Hub] = field(default_factory=dict)
     everyone: threading.Condition = field(default_factory=threading.Condition)
 
@@ -80,15 +80,15 @@ class ThreadTransport:
             waiting = self._hub.sends[source, self.rank, tag]
             return waiting[0].tensor.nbytes if waiting else None
 
-    def split(self, color: int) -> ThreadTransport:
+    def split(self, color: int, place: int) -> ThreadTransport:
         hub, turn = self._hub, self._splits
         self._splits += 1
         with hub.everyone:
             colors = hub.colors[turn]
-            colors[self.rank] = color
+            colors[self.rank] = (color, place)
             hub.everyone.notify_all()
             hub.everyone.wait_for(lambda: len(colors) == self.size)
-            ranks = sorted(rank for rank, chosen in colors.items() if chosen == color)
+            ranks = [rank for _, rank in sorted((at, rank) for rank, (chosen, at) in colors.items() if chosen == color)]
             part = hub.parts.setdefault((turn, color), Hub(len(ranks)))
         return ThreadTransport(part, ranks.index(self.rank))
 

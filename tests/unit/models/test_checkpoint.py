@@ -164,3 +164,13 @@ def test_an_index_cannot_lead_out_of_its_folder(tmp_path: Path, escape: str) -> 
     save_file(TENSORS, tmp_path / "secret.safetensors")
     (inner / INDEX).write_text(json.dumps({"weight_map": {"matrix": escape}}))
     assert "missing secret.safetensors" in _refused(inner)
+
+
+def test_the_fingerprint_tells_two_fine_tunes_apart(tmp_path: Path) -> None:
+    prints = set()
+    for name, value in (("one", 0.0), ("same", 0.0), ("two", 1.0)):
+        (tmp_path / name).mkdir()
+        save_file({"a": torch.full((40, 3), value)}, tmp_path / name / "model.safetensors")
+        with Checkpoint(tmp_path / name) as checkpoint:
+            prints.add(checkpoint.fingerprint)
+    assert len(prints) == 2

@@ -89,5 +89,34 @@ def test_phases_own_the_same_weights() -> None:
     program = _program(Sharing.hybrid)
     first, *others = program.decode.stages
     other = replace(program.decode, stages=(replace(first, heads={"dec": (6, 0)}), *others))
-    with pytest.raises(UserError, match="phase decode: other shares than prefill; all phases own the same weights"):
+    with pytest.raises(UserError, match=r"phase decode: .*a later phase works with the weights"):
         check_program(Program({"prefill": program.prefill, "decode": other}), SPEC)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"weight_dtype": "fp8"}, "plan weight_dtype: fp8"),
+        ({"wire_dtype": "int3"}, "plan wire_dtype: int3"),
+        ({"overlap": "warp"}, "plan overlap: warp"),
+        ({"version": 77}, "plan version: 77"),
+        ({"microbatches": 0}, "plan microbatches: 0"),
+        ({"column_blocks": 1.5}, "plan column_blocks: 1.5"),
+    ],
+)
+def test_forms_that_nobody_knows(change: dict, said: str) -> None:
+    plan = plan_program(SPEC, [1.0, 1.0], ParallelConfig(), PlannerConfig(), Forms()).prefill
+    with pytest.raises(UserError, match=said):
+        check_plan(replace(plan, **change), SPEC)
+
+
+def test_phases_with_other_modes_over_the_same_vectors() -> None:
+    plan = plan_program(SPEC, [1.0, 1.0], ParallelConfig(), PlannerConfig(), Forms()).prefill
+    modes = replace(PRESETS["tensor"], mlp=Block.local)
+    other = replace(plan, stages=tuple(replace(stage, modes=modes) for stage in plan.stages))
+    with pytest.raises(UserError, match="phase decode"):
+        check_program(Program({"prefill": plan, "decode": other}), SPEC)
+    with pytest.raises(UserError, match="phase decode"):
+        check_program(Program({"prefill": plan, "decode": replace(plan, microbatches=2)}), SPEC)
+    with pytest.raises(UserError, match="a phase named prefill"):
+        check_program(Program({"decode": plan}), SPEC)
