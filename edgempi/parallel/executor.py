@@ -9,7 +9,9 @@ Shapes: B rows of the whole batch, S tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from edgempi.comm import Group, World
@@ -33,6 +35,7 @@ Observer = Callable[[str, Tensor], None]
 """Called with every unit's name and this device's part of the stream after it."""
 
 
+@dataclass(frozen=True)
 class Executor:
     """Runs one plan on this rank.
 
@@ -45,22 +48,26 @@ class Executor:
         relative: the own heads' columns of the relative bias tables, by stack.
     """
 
-    def __init__(
-        self,
-        world: World,
-        group: Group,
-        plan: Plan,
-        spec: ModelSpec,
-        units: Mapping[str, Block | Embed | Norm | Head],
-        relative: Mapping[str, Tensor],
-    ) -> None:
-        self._world, self._group, self._plan, self._spec = world, group, plan, spec
-        self._units, self._relative = units, relative
-        self._dtype, self._wire = TORCH_DTYPES[plan.weight_dtype], TORCH_DTYPES[plan.wire_dtype]
+    world: World
+    group: Group
+    plan: Plan
+    spec: ModelSpec
+    units: Mapping[str, Block | Embed | Norm | Head]
+    relative: Mapping[str, Tensor]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What weights are kept and products computed in."""
+        return TORCH_DTYPES[self.plan.weight_dtype]
+
+    @property
+    def wire(self) -> torch.dtype:
+        """What activations travel in."""
+        return TORCH_DTYPES[self.plan.wire_dtype]
 
     def microbatches(self, rows: int) -> tuple[Span, ...]:
         """The groups of rows that pass one after another, so that stages work at the same time."""
-        count = min(self._plan.microbatches, rows)
+        count = min(self.plan.microbatches, rows)
         return spans(apportion(rows, [1.0] * count))
 
     def forward(
@@ -101,7 +108,7 @@ class _Pass:
         self, executor: Executor, batch: Batch, cache: KVCache | None, index: Tensor | None, observe: Observer | None
     ) -> None:
         self._executor, self._batch, self._cache, self._observe = executor, batch, cache, observe
-        self._spec, self._world = executor._spec, executor._world
+        self._spec, self._world = executor.spec, executor.world
         self._offset = 0 if cache is None else cache.length
         last = self._spec.last
         if index is None and self._spec.head.select != "all":
@@ -112,7 +119,7 @@ class _Pass:
 
     def run(self, rows: Span, sends: list[Pending]) -> dict[str, Output]:
         """Take part in every stage that this rank belongs to, and hand on what the next one needs."""
-        stages = due(self._executor._plan, self._spec, bool(self._offset))
+        stages = due(self._executor.plan, self._spec, bool(self._offset))
         outputs: dict[str, Tensor] = {}
         for position, (stage, units) in enumerate(stages):
             if self._world.rank not in stage.devices:
@@ -133,7 +140,7 @@ class _Pass:
         for unit in units:
             stack = self._spec.last if unit == "head" else unit.partition(".")[0]
             with self._world.traffic.within(unit):
-                run = self._executor._units[unit]
+                run = self._executor.units[unit]
                 if isinstance(run, Head):
                     split = stage.modes.head == Table.vocabulary and self._spec.head.vocabulary
                     index = None if self._index is None else self._index[slice(*self._rows(stage))]
@@ -172,11 +179,11 @@ class _Pass:
                 offset=self._offset,
                 padding=None if padding is None else padding[rows],
                 types=None if batch.types is None else batch.types[rows],
-                dtype=self._executor._dtype,
+                dtype=self._executor.dtype,
                 embedding_seam=self._seam(stage, stack, modes.embedding == Table.vocabulary),
                 attention_seam=self._seam(stage, stack, modes.attention == BlockMode.tensor),
                 mlp_seam=self._seam(stage, stack, modes.mlp == BlockMode.tensor),
-                relative_table=self._executor._relative.get(stack),
+                relative_table=self._executor.relative.get(stack),
                 memory=None if memory is None else Memory(memory, self._memory_seam(stage), encoder_padding),
                 memory_padding=encoder_padding,
             )
@@ -186,7 +193,7 @@ class _Pass:
         return self._seam(stage, "enc", stage.modes.attention == BlockMode.tensor)
 
     def _seam(self, stage: Stage, stack: str, split: bool) -> Whole:
-        return seam(stage, self._executor._group, self._batch.ids(stack).shape[1], self._executor._wire, split)
+        return seam(stage, self._executor.group, self._batch.ids(stack).shape[1], self._executor.wire, split)
 
     def _rows(self, stage: Stage) -> Span:
         return stage.row_spans(self._batch.rows)[stage.position(self._world.rank)]
@@ -199,7 +206,7 @@ class _Pass:
             source, target = lies(before, name, shape), lies(after, name, shape)
             with self._world.traffic.within(f"to {unit}"):
                 own = self._state.get(name) if self._world.rank in before.devices else None
-                got, pending = self._world.transfer(own, source, target, self._executor._wire)
+                got, pending = self._world.transfer(own, source, target, self._executor.wire)
             sends.append(pending)
             if got is not None:
-                self._state[name] = got.to(self._executor._dtype)
+                self._state[name] = got.to(self._executor.dtype)

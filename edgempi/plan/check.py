@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from edgempi.errors import UserError
 from edgempi.plan.plan import PRESETS, Block, Connective, Plan, Program, Stage, Table
 from edgempi.plan.share import device_share, holdings
-from edgempi.plan.spec import ModelSpec
+from edgempi.plan.spec import ModelSpec, is_layer, stack_of
 
 DTYPES = ("fp32", "bf16")
 
@@ -115,7 +115,7 @@ def _check_stage(where: str, stage: Stage, spec: ModelSpec) -> None:
             f"{where} modes", value=modes.name, rule="a block works on what its connective block hands it",
             remedy="With connective: rows every block is local; with tokens attention is sequence or tensor",
         )  # fmt: skip
-    stacks = {unit.partition(".")[0] for unit in stage.units if unit.partition(".")[2].isdigit()}
+    stacks = {stack_of(unit) for unit in stage.units if is_layer(unit)}
     for name, stack in spec.stacks.items():
         if name in stacks and modes.attention == Block.tensor:
             heads = stage.heads.get(name, ())

@@ -21,7 +21,7 @@ from edgempi.plan.flow import carried, due, ends_encoder, lies, reads_whole_memo
 from edgempi.plan.layout import Region, moves
 from edgempi.plan.plan import Block, Connective, Plan, Stage, Table
 from edgempi.plan.share import DeviceShare, device_share, holdings
-from edgempi.plan.spec import ModelSpec, Stack
+from edgempi.plan.spec import ModelSpec, Stack, is_layer, stack_of
 
 ITEM_BYTES = {"fp32": 4, "bf16": 2}
 WINNER_BYTES = 8  # a token id or a logit, when winners are exchanged
@@ -71,16 +71,16 @@ def predict_memory(plan: Plan, spec: ModelSpec, device: int, work: Workload) -> 
     share = device_share(plan, spec, device)
     held = holdings(share, spec).values()
     item = ITEM_BYTES[plan.weight_dtype]
-    layers = [unit for unit in share.stage.units if unit.partition(".")[2].isdigit()]
+    layers = [unit for unit in share.stage.units if is_layer(unit)]
     rows = _length(share.stage.row_spans(work.rows)[share.stage.position(device)])
     cache = 0
     for unit in layers if spec.generates and work.new_tokens else ():
-        name = unit.partition(".")[0]
+        name = stack_of(unit)
         stack = spec.stacks[name]
         if name == "dec":
             kept = work.tokens + work.new_tokens + (work.memory_tokens if stack.cross else 0)
             cache += 2 * rows * kept * _length(share.kv_heads[name]) * stack.head_dim * item
-    active = [_activations(spec, share, name, rows, work) for name in {unit.partition(".")[0] for unit in layers}]
+    active = [_activations(spec, share, name, rows, work) for name in {stack_of(unit) for unit in layers}]
     logits = 0
     if "head" in share.stage.units:
         asked = 1 if spec.generates and work.new_tokens else work.tokens

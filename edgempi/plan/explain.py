@@ -9,7 +9,7 @@ from typing import Any
 from edgempi.plan.cost import Workload, predict_memory, sent_bytes, token_bytes
 from edgempi.plan.plan import Connective, Plan, Program, Stage
 from edgempi.plan.share import DeviceShare, device_share
-from edgempi.plan.spec import ModelSpec
+from edgempi.plan.spec import ModelSpec, is_layer, stack_of
 
 
 def explain(program: Program, spec: ModelSpec, work: Workload, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -63,12 +63,10 @@ def headline(plan: Plan, spec: ModelSpec, work: Workload) -> str:
 def _layers(stage: Stage) -> str:
     parts = []
     for stack in ("enc", "dec"):
-        numbers = [
-            int(u.partition(".")[2]) for u in stage.units if u.startswith(stack) and u[len(stack) + 1 :].isdigit()
-        ]
+        numbers = [int(u.partition(".")[2]) for u in stage.units if stack_of(u) == stack and is_layer(u)]
         if numbers:
             parts.append(f"{stack} {numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else f"{stack} {numbers[0]}")
-    ends = [u for u in stage.units if not u.partition(".")[2].isdigit() and not u.endswith(".norm")]
+    ends = [u for u in stage.units if not is_layer(u) and not u.endswith(".norm")]
     embeds = ["embed"] * any(unit.endswith(".embed") for unit in ends)
     return " ".join(embeds + parts + ["head"] * ("head" in ends)) or "idle"
 
@@ -77,7 +75,7 @@ def _per_stack(share: DeviceShare, spec: ModelSpec, what: str) -> str:
     """`3/8`, once where the stacks agree."""
     found = []
     for name, stack in spec.stacks.items():
-        if any(unit.startswith(f"{name}.") and unit.partition(".")[2].isdigit() for unit in share.stage.units):
+        if any(stack_of(unit) == name and is_layer(unit) for unit in share.stage.units):
             total = getattr(stack, what)
             start, stop = getattr(share, what)[name]
             found.append(_part(stop - start, total))

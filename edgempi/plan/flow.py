@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from edgempi.plan.layout import Layout, Region
 from edgempi.plan.plan import Block, Plan, Stage
-from edgempi.plan.spec import ModelSpec
+from edgempi.plan.spec import ModelSpec, is_layer, stack_of
 
 Shape = tuple[int, int, int]
 """(rows, tokens, columns) of a whole tensor."""
@@ -44,7 +44,7 @@ def ends_encoder(spec: ModelSpec, unit: str) -> bool:
 
 def reads_whole_memory(stage: Stage) -> bool:
     """Whether the stage's decoder layers are split by heads, so that each device reads all of the encoder's output."""
-    decodes = any(unit.startswith("dec.") and unit.partition(".")[2].isdigit() for unit in stage.units)
+    decodes = any(stack_of(unit) == "dec" and is_layer(unit) for unit in stage.units)
     return decodes and stage.modes.attention == Block.tensor
 
 

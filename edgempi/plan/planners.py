@@ -15,7 +15,7 @@ from edgempi.errors import UserError
 from edgempi.plan.apportion import apportion
 from edgempi.plan.check import check_program
 from edgempi.plan.plan import PRESETS, Block, Connective, Modes, Plan, Program, Stage, Table, with_modes
-from edgempi.plan.spec import ModelSpec, Stack
+from edgempi.plan.spec import ModelSpec, Stack, is_layer, stack_of
 
 Number = TypeVar("Number", int, float)
 
@@ -109,7 +109,7 @@ def _unit_runs(
     spec: ModelSpec, groups: Sequence[Sequence[int]], weights: Sequence[float], fixed: Sequence[int] | None
 ) -> list[tuple[str, ...]]:
     """Cut the units into one run per stage: layers are apportioned, the rest goes with its neighbouring layer."""
-    layers = [unit for unit in spec.units if unit.partition(".")[2].isdigit()]
+    layers = [unit for unit in spec.units if is_layer(unit)]
     strengths = [sum(weights[device] for device in group) for group in groups]
     able = sum(1 for strength in strengths if strength > 0)
     if fixed is None and able > len(layers):
@@ -155,7 +155,7 @@ def _stage(
     def fixed(values: Sequence[Number] | None) -> tuple[Number, ...] | None:
         return None if values is None else tuple(values[device] for device in group)
 
-    stacks = {u.partition(".")[0]: spec.stacks[u.partition(".")[0]] for u in units if u.partition(".")[2].isdigit()}
+    stacks = {stack_of(unit): spec.stacks[stack_of(unit)] for unit in units if is_layer(unit)}
     tensor_attention, tensor_mlp = modes.attention == Block.tensor, modes.mlp == Block.tensor
     vocabulary = spec.stacks[spec.last].embedding.vocabulary
     split_table = Table.vocabulary in (modes.embedding, modes.head)

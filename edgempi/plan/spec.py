@@ -164,6 +164,16 @@ class ModelSpec:
         return cls(**rest)
 
 
+def stack_of(unit: str) -> str:
+    """The stack that a unit belongs to: `dec` of `dec.3`."""
+    return unit.partition(".")[0]
+
+
+def is_layer(unit: str) -> bool:
+    """Whether a unit is a layer, and not an embedding, a norm or the head."""
+    return unit.partition(".")[2].isdigit()
+
+
 def _stack(data: dict[str, Any]) -> Stack:
     rotary, relative = data["rotary"], data["relative"]
     return Stack(

@@ -125,7 +125,7 @@ def test_a_tied_head_shares_the_table(tmp_path: Path) -> None:
     spec = read_spec(tmp_path)
     assert spec.head.tied
     runner = Runner(lone_world(), _alone(spec), spec, tmp_path, PLAIN)
-    units = runner._executors["prefill"]._units
+    units = runner._executors["prefill"].units
     table, head = units["dec.embed"]._table, units["head"]._out._blocks[0][0]
     assert head.data_ptr() == table.data_ptr()
 
