@@ -18,6 +18,7 @@ from edgempi.ops.activation import activate, activation_named
 from edgempi.ops.attention import attention
 from edgempi.ops.norm import Norm
 from edgempi.ops.rotary import rotate
+from edgempi.plan.apportion import length
 
 
 class Block:
@@ -62,7 +63,7 @@ class SelfAttention:
         layer = int(unit.rpartition(".")[2])
         name = f"{unit}.attention"
         self._size = spec.head_dim
-        self._heads, self._kv_heads = _length(share.heads[stack]), _length(share.kv_heads[stack])
+        self._heads, self._kv_heads = length(share.heads[stack]), length(share.kv_heads[stack])
         self._scale, self._window = spec.attention_scales[layer], (spec.windows or (None,) * spec.layers)[layer]
         self._rotary = spec.rotary is not None
         self._qkv = weights.linear(f"{name}.q", f"{name}.k", f"{name}.v")
@@ -96,7 +97,7 @@ class CrossAttention:
         spec, share = weights.spec.stacks[stack], weights.share
         name = f"{unit}.cross"
         self._size = spec.head_dim
-        self._heads, self._kv_heads = _length(share.heads[stack]), _length(share.kv_heads[stack])
+        self._heads, self._kv_heads = length(share.heads[stack]), length(share.kv_heads[stack])
         self._scale = spec.attention_scales[int(unit.rpartition(".")[2])]
         self._q = weights.linear(f"{name}.q")
         self._kv = weights.linear(f"{name}.k", f"{name}.v")
@@ -144,7 +145,3 @@ class MLP:
 def _heads(x_BTE: Tensor, heads: int, size: int) -> Tensor:
     """(B, T, heads * D) as (B, heads, T, D)."""
     return x_BTE.view(*x_BTE.shape[:2], heads, size).transpose(1, 2)
-
-
-def _length(span: tuple[int, int]) -> int:
-    return span[1] - span[0]

@@ -55,3 +55,8 @@ def spans(counts: Sequence[int]) -> tuple[Span, ...]:
     """The consecutive ranges that `counts` cut a whole into."""
     stops = list(accumulate(counts))
     return tuple((stop - count, stop) for count, stop in zip(counts, stops, strict=True))
+
+
+def length(span: Span) -> int:
+    """How many units a range holds."""
+    return span[1] - span[0]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgempi.errors import UserError
-from edgempi.plan.apportion import apportion
+from edgempi.plan.apportion import apportion, length
 from edgempi.plan.flow import carried, due, ends_encoder, lies, reads_whole_memory
 from edgempi.plan.layout import Region, moves
 from edgempi.plan.plan import Block, Connective, Plan, Stage, Table
@@ -72,19 +72,19 @@ def predict_memory(plan: Plan, spec: ModelSpec, device: int, work: Workload) -> 
     held = holdings(share, spec).values()
     item = ITEM_BYTES[plan.weight_dtype]
     layers = [unit for unit in share.stage.units if is_layer(unit)]
-    rows = _length(share.stage.row_spans(work.rows)[share.stage.position(device)])
+    rows = length(share.stage.row_spans(work.rows)[share.stage.position(device)])
     cache = 0
     for unit in layers if spec.generates and work.new_tokens else ():
         name = stack_of(unit)
         stack = spec.stacks[name]
         if name == "dec":
             kept = work.tokens + work.new_tokens + (work.memory_tokens if stack.cross else 0)
-            cache += 2 * rows * kept * _length(share.kv_heads[name]) * stack.head_dim * item
+            cache += 2 * rows * kept * length(share.kv_heads[name]) * stack.head_dim * item
     active = [_activations(spec, share, name, rows, work) for name in {stack_of(unit) for unit in layers}]
     logits = 0
     if "head" in share.stage.units:
         asked = 1 if spec.generates and work.new_tokens else work.tokens
-        logits = rows * asked * _length(share.head) * (item + 4)
+        logits = rows * asked * length(share.head) * (item + 4)
     return Memory(
         weights=sum(holding.elements for holding in held) * item,
         cache=cache,
@@ -100,12 +100,12 @@ def _activations(spec: ModelSpec, share: DeviceShare, name: str, rows: int, work
     start, stop = stage.token_spans(total)[place]
     outer = stop - start
     inner = total if stage.modes.attention == Block.tensor else outer
-    heads, kv_heads = _length(share.heads[name]), _length(share.kv_heads[name])
+    heads, kv_heads = length(share.heads[name]), length(share.kv_heads[name])
     qkv = (heads + 2 * kv_heads) * stack.head_dim
     repeated = 2 * total * heads * stack.head_dim if stack.group > 1 else 0
     bias = heads * inner * total if stack.relative else 0
     attention = inner * (qkv + 2 * heads * stack.head_dim) + repeated + bias
-    columns = _length(share.mlp_columns[name]) * (3 if stack.gated else 1)
+    columns = length(share.mlp_columns[name]) * (3 if stack.gated else 1)
     inner_mlp = total if stage.modes.mlp == Block.tensor else outer
     memory = work.memory_tokens * stack.width if stack.cross else 0
     return rows * (3 * outer * stack.width + 2 * inner * stack.width + max(attention, inner_mlp * columns) + memory)
@@ -265,7 +265,3 @@ def token_bytes(plan: Plan, spec: ModelSpec, rows: int) -> list[int]:
             if move.source != move.target:
                 sent[move.source] += move.region.shape[0] * WINNER_BYTES
     return sent
-
-
-def _length(span: tuple[int, int]) -> int:
-    return span[1] - span[0]
