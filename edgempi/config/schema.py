@@ -29,6 +29,25 @@ class PlannerName(StrEnum):
     even = "even"
     proportional = "proportional"
     manual = "manual"
+    galaxy = "galaxy"
+    auto = "auto"
+
+
+class Overlap(StrEnum):
+    """How communication is hidden under products (`docs/design.md`, "Overlap")."""
+
+    blocking = "blocking"
+    ring = "ring"
+    icollective = "icollective"
+    auto = "auto"
+
+
+class WireDtype(StrEnum):
+    """The form in which activations travel."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    int8 = "int8"
 
 
 class WeightDtype(StrEnum):
@@ -81,6 +100,10 @@ class ClusterConfig:
     """Devices by name, in rank order; empty means `ranks` equal local ones."""
     memory_budget_bytes: int | None = None
     """The budget of each of the local ranks, where `devices` is empty."""
+    profile: str | None = None
+    """What `edgempi profile` measured of these devices and links (a YAML file), for the planners that need times."""
+    lab: str | None = None
+    """The environment of the emulated LAN (`edgempi lab`) whose devices these are: a .. f; null: real hosts."""
     network: str | None = None
     """The interface or subnet (`eth0`, `192.168.1.0/24`) that carries traffic between hosts; null: MPI chooses."""
     threads_per_rank: int = 1
@@ -117,6 +140,14 @@ class ParallelConfig:
     """How each stage shares its layers; one entry stands for all stages."""
     decode: Sharing | None = Sharing.tensor
     """The mode that replaces `hybrid` while decoding, where a step has one row and nothing to scatter."""
+    overlap: Overlap = Overlap.auto
+    """How communication is hidden under products, where a stage shares by heads and tokens (`hybrid`)."""
+    subtiles: int | None = None
+    """Into how many tiles of rows each device's tokens are cut where communication is overlapped; null: chosen."""
+    column_blocks: int | None = None
+    """Into how many column blocks weights are cut, so that communication is driven between them; null: chosen."""
+    token_chunks: list[float] | None = None
+    """Weights of the chunks of one prompt that stream through causal pipeline stages; null: the prompt is one."""
     microbatches: int = 1
     """Into how many groups of rows a batch is cut, so that pipeline stages work at the same time."""
 
@@ -165,7 +196,9 @@ class WeightsConfig:
 class WireConfig:
     """How activations travel; null sends them in the dtype they are computed in."""
 
-    dtype: WeightDtype | None = None
+    dtype: WireDtype | None = None
+    allowed: list[WireDtype] | None = None
+    """`planner=auto`: the formats it may choose from; null: `dtype` alone."""
 
 
 @dataclass
@@ -196,7 +229,13 @@ class TaskConfig:
     tolerance: float | None = None
     """`verify`: the largest difference allowed, as a share of the output's largest magnitude."""
     save: str | None = None
-    """`plan`: write the program to this YAML file."""
+    """`plan`: write the program to this YAML file; `profile`: write the profile there."""
+    explain: bool = False
+    """`plan`: also what each block is predicted to take on each device, and the best rejected plans."""
+    trace: str | None = None
+    """`infer`, `bench`: write a trace of the last pass to this JSON file (Chrome's and Perfetto's format)."""
+    repeats: int = 7
+    """`bench`: how many times each way of sharing is timed, in turns."""
 
 
 @dataclass

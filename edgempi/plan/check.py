@@ -9,7 +9,9 @@ from edgempi.plan.plan import PRESETS, Block, Connective, Plan, Program, Stage, 
 from edgempi.plan.share import device_share, holdings
 from edgempi.plan.spec import ModelSpec, is_layer, stack_of
 
-DTYPES = ("fp32", "bf16")
+WEIGHT_DTYPES = ("fp32", "bf16")
+WIRE_DTYPES = ("fp32", "bf16", "int8")
+OVERLAPS = ("blocking", "ring", "icollective", "auto")
 
 
 def check_program(program: Program, spec: ModelSpec) -> None:
@@ -73,12 +75,17 @@ def check_plan(plan: Plan, spec: ModelSpec) -> None:
 
 
 def _check_forms(plan: Plan) -> None:
-    allowed = {"weight_dtype": DTYPES, "wire_dtype": DTYPES, "overlap": ("blocking",), "version": (1,)}
+    allowed = {
+        "weight_dtype": WEIGHT_DTYPES,
+        "wire_dtype": WIRE_DTYPES,
+        "overlap": OVERLAPS,
+        "version": (1,),
+    }
     for what, values in allowed.items():
         if getattr(plan, what) not in values:
             said = ", ".join(map(str, values))
             raise UserError(f"plan {what}", value=getattr(plan, what), rule=f"it is {said}", remedy="Correct the plan")
-    for what in ("microbatches", "column_blocks"):
+    for what in ("microbatches", "column_blocks", "subtiles"):
         count = getattr(plan, what)
         if not isinstance(count, int) or count < 1:
             raise UserError(f"plan {what}", value=count, rule="it is a whole number from 1", remedy="Correct the plan")

@@ -133,6 +133,11 @@ class Plan:
     column_blocks: int = 1
     """Into how many column blocks each linear's weight is cut, so that communication can be driven between them."""
     overlap: str = "blocking"
+    """How communication is hidden under products: `blocking` (not at all), `ring`, `icollective`, or `auto`."""
+    subtiles: int = 1
+    """Into how many tiles of rows each device's tokens are cut where communication is overlapped."""
+    token_chunks: tuple[float, ...] = ()
+    """Weights of the chunks of one prompt that stream through causal pipeline stages; empty: the prompt is one."""
     version: int = 1
 
     @property

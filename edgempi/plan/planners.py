@@ -25,10 +25,14 @@ COLUMN_QUANTUM = 16
 
 @dataclass(frozen=True)
 class Forms:
-    """The dtypes a plan fixes."""
+    """The dtypes a plan fixes, and how its communication is driven (see `Plan`)."""
 
     weight_dtype: str = "fp32"
     wire_dtype: str = "fp32"
+    overlap: str = "blocking"
+    subtiles: int = 1
+    column_blocks: int = 1
+    token_chunks: tuple[float, ...] = ()
 
 
 def plan_program(
@@ -65,6 +69,10 @@ def plan_program(
         weight_dtype=forms.weight_dtype,
         wire_dtype=forms.wire_dtype,
         microbatches=parallel.microbatches,
+        column_blocks=forms.column_blocks,
+        overlap=forms.overlap,
+        subtiles=forms.subtiles,
+        token_chunks=forms.token_chunks,
     )
     phases = {"prefill": prefill}
     if spec.generates:

@@ -59,6 +59,8 @@ def _plan_to_dict(plan: Plan) -> dict[str, Any]:
         "microbatches": plan.microbatches,
         "column_blocks": plan.column_blocks,
         "overlap": plan.overlap,
+        "subtiles": plan.subtiles,
+        "token_chunks": list(plan.token_chunks),
         "version": plan.version,
         "stages": [_stage_to_dict(stage) for stage in plan.stages],
     }
@@ -84,6 +86,7 @@ def _stage_to_dict(stage: Stage) -> dict[str, Any]:
 
 def _plan_from_dict(data: Mapping[str, Any]) -> Plan:
     fields = {key: value for key, value in data.items() if key != "stages"}
+    fields["token_chunks"] = tuple(fields.get("token_chunks", ()))
     return Plan(stages=tuple(_stage_from_dict(stage) for stage in data["stages"]), **fields)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import edgempi
 from edgempi.cluster.profile import ClusterProfile
 from edgempi.comm import World
-from edgempi.config.schema import Config, PlannerName
+from edgempi.config.schema import Config, Overlap, ParallelConfig, PlannerName, Sharing
 from edgempi.errors import UserError
 from edgempi.inference.runner import Runner
 from edgempi.models.checkpoint import Checkpoint
@@ -29,6 +29,9 @@ from edgempi.profiling.process import forget_peak, peak_bytes, resident_bytes
 
 PATIENCE = 20
 """Where a rank may have much to do alone (fetch, load, run an oracle), waits have this many times the usual bound."""
+
+SUBTILES, COLUMN_BLOCKS = 2, 4
+"""Where communication is overlapped and nobody chose: enough to keep the wire busy, few enough to keep GEMMs large."""
 
 
 @dataclass(frozen=True)
@@ -159,4 +162,16 @@ def _program(config: Config, spec: ModelSpec, cluster: ClusterProfile) -> Progra
     weights = config.weights.dtype.value
     wire = weights if config.wire.dtype is None else config.wire.dtype.value
     speeds = [device.speed for device in cluster.devices]
-    return plan_program(spec, speeds, config.parallel, planner, Forms(weights, wire))
+    return plan_program(spec, speeds, config.parallel, planner, _forms(config.parallel, weights, wire))
+
+
+def _forms(parallel: ParallelConfig, weights: str, wire: str) -> Forms:
+    overlaps = Sharing.hybrid in parallel.modes and parallel.overlap is not Overlap.blocking
+    return Forms(
+        weight_dtype=weights,
+        wire_dtype=wire,
+        overlap=parallel.overlap.value if overlaps else Overlap.blocking.value,
+        subtiles=parallel.subtiles or (SUBTILES if overlaps else 1),
+        column_blocks=parallel.column_blocks or (COLUMN_BLOCKS if overlaps else 1),
+        token_chunks=tuple(parallel.token_chunks or ()),
+    )
