@@ -29,7 +29,7 @@ def write_record(folder: Path, experiment: str, parameters: dict[str, Any], resu
     """
     now = datetime.now(UTC)
     time = now.isoformat(" ", "seconds")
-    run = {"experiment": experiment, "parameters": parameters, "commit": _commit(), "time": time}
+    run = {"experiment": experiment, "parameters": parameters, "commit": commit(), "time": time}
     document = {"run": run, "result": result, "meta": _meta()}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{experiment}_{now:%Y%m%dT%H%M%S%f}.json"
@@ -43,7 +43,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     return sorted(records, key=lambda record: record["run"]["time"])
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit that ran, with a mark where the tree differs from it."""
     root = Path(__file__).parent
     try:

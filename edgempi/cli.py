@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import edgempi
 from edgempi.cluster.launcher import launched_rank
-from edgempi.cluster.mpirun import Ranks, find_mpirun, launch_command
+from edgempi.cluster.mpirun import find_mpirun, launch_command
 from edgempi.cluster.start import StoppedError, run_to_the_end
 from edgempi.config.check import check_config
 from edgempi.config.describe import did_you_mean
@@ -27,6 +27,7 @@ from edgempi.config.files import write_atomic
 from edgempi.config.frozen import freeze
 from edgempi.config.schema import Config
 from edgempi.errors import UserError
+from edgempi.lab.session import place_for
 from edgempi.report import FAILED, USER_ERROR, deliver
 from edgempi.tasks import SUMMARIES, load_task
 from edgempi.usage import overview, task_help
@@ -68,6 +69,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
+    words, command = _split_command(words)
     parser = _Parser("edgempi", add_help=False, allow_abbrev=False)
     for names in (("--help", "-h"), ("--version",), ("--json",), ("--multirun", "-m"), ("--resolve",)):
         parser.add_argument(*names, action="store_true")
@@ -84,6 +86,14 @@ def _parse(words: list[str]) -> argparse.Namespace:
             "task", value=request.task, rule=f"the first word is one of {', '.join(SUMMARIES)}",
             remedy=did_you_mean(request.task, SUMMARIES) or "See edgempi --help",
         )  # fmt: skip
+    request.command = command
+    if command and request.task != "lab":
+        raise UserError(
+            "command line", value="-- " + shlex.join(command), rule="only edgempi lab run takes a command",
+            remedy="See edgempi --help",
+        )  # fmt: skip
+    if request.task == "lab" and request.overrides and "=" not in request.overrides[0]:
+        request.overrides[0] = f"task.action={request.overrides[0]}"
     for override in request.overrides:
         if override.startswith("task="):
             raise UserError(
@@ -93,6 +103,12 @@ def _parse(words: list[str]) -> argparse.Namespace:
     if request.json:
         request.overrides.append("output.json=true")
     return request
+
+
+def _split_command(words: list[str]) -> tuple[list[str], list[str]]:
+    """Our own words, and the command of somebody else's that follows `--`."""
+    end = words.index("--") if "--" in words else len(words)
+    return words[:end], words[end + 1 :]
 
 
 def _show(request: argparse.Namespace) -> int:
@@ -148,7 +164,7 @@ def _through_hydra(request: argparse.Namespace) -> list[int]:
 
     def job(composed: DictConfig) -> None:
         statuses.append(FAILED)
-        statuses[-1] = _run_job(composed, announce=request.multirun)
+        statuses[-1] = _run_job(composed, request)
 
     words = [f"task={request.task}", *request.overrides]
     for flag in ("multirun", "resolve"):
@@ -187,7 +203,7 @@ def _hydra_process(words: Sequence[str]) -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = full
 
 
-def _run_job(composed: DictConfig, announce: bool) -> int:
+def _run_job(composed: DictConfig, request: argparse.Namespace) -> int:
     """One job from its composed configuration to its exit status."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -195,11 +211,13 @@ def _run_job(composed: DictConfig, announce: bool) -> int:
 
     run = HydraConfig.get()
     directory = Path(run.runtime.output_dir)
-    if announce:
+    if request.multirun:
         print(f"edgempi: job {run.job.num}: {run.job.override_dirname}", file=sys.stderr)
     try:
         config = to_config(composed)
         config = replace(config, output=replace(config.output, directory=str(directory)))
+        if request.command:
+            config = replace(config, task=replace(config.task, command=request.command))
         return _prepare_and_run(config, directory)
     except UserError as error:
         _say_error(error)
@@ -216,16 +234,11 @@ def _prepare_and_run(config: Config, directory: Path) -> int:
     write_atomic(job, freeze(config, payload))
     if not hasattr(task, "run"):
         return deliver(task, config, payload)
-    ranks = Ranks(
-        hosts=[device.host for device in config.cluster.named_devices().values()],
-        network=config.cluster.network,
-        threads=config.cluster.threads_per_rank,
-        root=os.geteuid() == 0,
-    )
     program = [sys.executable, "-m", "edgempi.worker", os.path.relpath(job)]
-    command = launch_command(find_mpirun(), ranks, program)
-    print(shlex.join(command), file=sys.stderr, flush=True)
-    status = run_to_the_end(command)
+    with place_for(config.cluster, config.task.name) as place:
+        launch = launch_command(find_mpirun(), place.ranks(config.cluster), program)
+        print(shlex.join(launch), file=sys.stderr, flush=True)
+        status = run_to_the_end(place.command(launch))
     if status not in (0, FAILED, USER_ERROR):
         print(f"edgempi: a rank was lost (status {status}): killed, or out of memory?", file=sys.stderr)
     return status

@@ -35,6 +35,9 @@ Examples:
   edgempi plan cluster=local4 parallel=tensor       who would own what
   edgempi verify model.path=/a/folder cluster.ranks=3 planner=proportional planner.speeds=[2,1,1]
   mpirun -n 2 edgempi infer                         under a launcher of your own
+  edgempi infer cluster=lab_f                       on three unequal devices of an emulated LAN
+  edgempi lab up cluster=lab_c                      keep such a LAN up; then: lab status, check, down
+  edgempi lab run cluster=lab_c -- hostname         a command of yours as its ranks
 
 edgempi TASK --help lists the groups and keys.
 """

@@ -11,8 +11,8 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 PREPARE_TIMEOUT_S = 1800.0
 """How long ranks wait for rank 0 to prepare the job: it may have a model to download."""
+ROLL_CALL_S = 5.0
+"""How long a stuck rank listens for the others, which are stuck for the same reason and at nearly the same time."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,9 +75,24 @@ def _work(world: World, order: Callable[[int], str]) -> int:
     world.timeout_s = config.cluster.timeout_s
     device = list(config.cluster.named_devices().values())[world.rank]
     torch.set_num_threads(device.threads or config.cluster.threads_per_rank)
-    with redirect_stdout(sys.stderr if config.output.json else sys.stdout):
+    with redirect_stdout(sys.stderr if config.output.json else sys.stdout), _roll_call(world, config):
         result = task.run(Job(config, payload), world)
     return deliver(task, config, result) if world.leads else 0
+
+
+@contextmanager
+def _roll_call(world: World, config: Config) -> Iterator[None]:
+    """Let an error of a rank that is stuck name those that are silent: who waits for whom may be a long chain."""
+    from edgempi.comm import StuckError
+
+    try:
+        yield
+    except StuckError as error:
+        limit_s = min(config.cluster.timeout_s / 2, ROLL_CALL_S)
+        hosts = [device.host for device in config.cluster.named_devices().values()]
+        silent = [f"rank {rank} on {hosts[rank]}" for rank in world.silent(limit_s)]
+        error.add_note(f"No word, {limit_s:.1f} s later, from: {', '.join(silent) or 'nobody, all are stuck'}")
+        raise
 
 
 def _answer(order: Callable[[int], str], size: int) -> str:

@@ -20,6 +20,11 @@ def rank_report(rank: int, host: str, text: str) -> str:
     return "\n".join(f"[rank {rank} on {host}] {line}" for line in text.splitlines())
 
 
+def is_report(line: str) -> bool:
+    """Whether the line is of a rank that says why it fails."""
+    return _REPORT.match(line) is not None
+
+
 def said_once(lines: Iterable[str]) -> Iterator[str]:
     """The lines of mpirun's standard error that tell something new; the MPI's notice of a killed rank does."""
     reporter: str | None = None

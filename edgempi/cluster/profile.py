@@ -13,9 +13,10 @@ dearer than their share.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgempi.config.schema import ClusterConfig
+from edgempi.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class DeviceTimes:
 
     Attributes:
         linear: every linear layer, its bias and activation included.
-        attention: the core, softmax(QK^T)V, by H q t D.
+        attention: the core, softmax(QK^T)V, and what stands between it and the linears, by H q t D; a causal pass in
+            which all tokens meet at once leaves out what is hidden, and counts t (t + 1) / 2 pairs for q t.
         connective: residual add and norm, by elements of the stream.
         wire: by wire dtype: encode one tile and decode and add another, by elements of the tile.
     """
@@ -81,11 +83,27 @@ class Link:
 
 
 @dataclass(frozen=True)
+class DeviceMemory:
+    """A rank's memory as it was measured.
+
+    Attributes:
+        import_bytes: resident once the libraries are imported; budgets count from there.
+        runtime_bytes: what libraries and the allocator keep beside tensors after they have worked.
+        free_bytes: what its host had available before.
+    """
+
+    import_bytes: int
+    runtime_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
 class Device:
     """One device: its name and host, its speed beside the others, and the memory it lends above the import baseline.
 
     Attributes:
         times: what it was measured to take; None where no profile was made.
+        memory: measured with them.
     """
 
     name: str
@@ -93,6 +111,7 @@ class Device:
     speed: float = 1.0
     memory_budget_bytes: int | None = None
     times: DeviceTimes | None = None
+    memory: DeviceMemory | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +145,27 @@ class ClusterProfile:
 
     @classmethod
     def from_config(cls, config: ClusterConfig) -> ClusterProfile:
-        """The profile that the user described."""
+        """The profile that the user described, with what was measured where `cluster.profile` names a file.
+
+        Hosts, speeds and budgets are the configuration's: they may change after the measuring.
+
+        Raises:
+            UserError: the file cannot be read, is no profile, or was measured on other devices.
+        """
         named = config.named_devices()
-        return cls(tuple(Device(n, d.host, d.speed, d.memory_budget_bytes) for n, d in named.items()))
+        described = cls(tuple(Device(n, d.host, d.speed, d.memory_budget_bytes) for n, d in named.items()))
+        if config.profile is None:
+            return described
+        from edgempi.cluster.profile_text import load_profile  # which imports this module
+
+        measured = load_profile(config.profile)
+        names = [device.name for device in measured.devices]
+        if names != list(named):
+            raise UserError(
+                f"cluster.profile {config.profile}", value=f"measured on {', '.join(names) or 'no device'}",
+                rule=f"the cluster is {', '.join(named)}, in this order",
+                remedy="Measure this cluster with edgempi profile, or choose the cluster that it was made for",
+            )  # fmt: skip
+        pairs = zip(described.devices, measured.devices, strict=True)
+        devices = tuple(replace(device, times=found.times, memory=found.memory) for device, found in pairs)
+        return replace(measured, devices=devices)

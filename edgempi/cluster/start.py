@@ -15,10 +15,14 @@ from typing import IO
 
 import psutil
 
-from edgempi.cluster.messages import said_once
+from edgempi.cluster.messages import is_report, said_once
 
 GRACE_S = 5.0
-"""How long the ranks may take to end when asked, before they are killed."""
+"""How long the ranks may take to end when asked, or the launcher once a rank has failed, before they are killed."""
+
+
+ABANDONED = 1
+"""The status of a launcher that had to be ended after a rank's report: that of any failure."""
 
 
 class StoppedError(KeyboardInterrupt):
@@ -30,7 +34,7 @@ class StoppedError(KeyboardInterrupt):
 
 
 def run_to_the_end(command: Sequence[str]) -> int:
-    """Run `command` and return its exit status.
+    """Run `command` and return its exit status; a launcher that cannot end what has failed is ended.
 
     Raises:
         StoppedError: a signal came; the command and all it started are gone.
@@ -46,7 +50,8 @@ def run_to_the_end(command: Sequence[str]) -> int:
         env=_environment(),
     )
     assert process.stderr is not None
-    forwarder = threading.Thread(target=_forward, args=(process.stderr,), daemon=True)
+    abandon = threading.Timer(GRACE_S, _end, (process,))
+    forwarder = threading.Thread(target=_forward, args=(process.stderr, abandon), daemon=True)
     forwarder.start()
     try:
         with _signals_raise():
@@ -54,8 +59,12 @@ def run_to_the_end(command: Sequence[str]) -> int:
     except BaseException:
         _end(process)
         raise
+    finally:
+        abandon.cancel()
     forwarder.join(GRACE_S)
-    return status if status >= 0 else 128 - status
+    if status >= 0:
+        return status
+    return ABANDONED if abandon.ident else 128 - status
 
 
 def _environment() -> dict[str, str]:
@@ -67,8 +76,11 @@ def _environment() -> dict[str, str]:
     return {**terminal, **os.environ}
 
 
-def _forward(lines: IO[str]) -> None:
+def _forward(lines: IO[str], abandon: threading.Timer) -> None:
     for line in said_once(lines):
+        # A rank that reports aborts the job; but where a host cannot be reached any more, the launcher waits forever.
+        if is_report(line) and not abandon.ident:
+            abandon.start()
         sys.stderr.write(line)
         sys.stderr.flush()
 

@@ -8,22 +8,52 @@ sends one tile to the next device and receives one from the one before (Galaxy, 
                     at the last step the tile is d and stays
 
 A device so sends every tile but the next device's (all-gather), or every tile but its own (reduce-scatter). Empty tiles
-send no message. Sums are taken in fp32 whatever the wire carries. This is the blocking form, kept as the reference.
+send no message. Sums are taken in fp32 whatever the wire carries. The collectives here block, and are the reference of
+those under way that `gather` and `scatter` start (`rings.py`, `icollectives.py`).
 """
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from edgempi.comm.icollectives import CollectiveGather, CollectiveScatter
+from edgempi.comm.post import Post
+from edgempi.comm.rings import RingGather, RingScatter
+from edgempi.comm.trace import Trace
 from edgempi.comm.traffic import Traffic
-from edgempi.comm.transport import Transport, wait_until
+from edgempi.comm.transport import Transport
+from edgempi.comm.wire import Wire
 from edgempi.plan.apportion import apportion, spans
+from edgempi.plan.tiles import Tile
 
-RING = 7  # message tag
+RING = 10  # message tag
+
+
+class Gather(Protocol):
+    """An all-gather under way; see `rings.RingGather`."""
+
+    order: list[Tile]
+    own: Tensor
+
+    def poll(self) -> None: ...
+
+    def tile(self, tile: Tile) -> Tensor: ...
+
+
+class Scatter(Protocol):
+    """A reduce-scatter under way; see `rings.RingScatter`."""
+
+    order: list[Tile]
+
+    def give(self, tile: Tile, addend_BSD: Tensor) -> None: ...
+
+    def poll(self) -> None: ...
+
+    def finish(self) -> Tensor: ...
 
 
 class Group:
@@ -38,25 +68,48 @@ class Group:
 
     def __init__(self, transport: Transport, members: Sequence[int], traffic: Traffic, timeout_s: float) -> None:
         self._transport = transport
-        self._members = tuple(members)
-        self._traffic = traffic
-        self._timeout_s = timeout_s
+        self._post = Post(transport, members, traffic, timeout_s)
 
     @property
     def rank(self) -> int:
         """This rank's place in the group."""
-        return self._transport.rank
+        return self._post.rank
 
     @property
     def size(self) -> int:
         """How many ranks."""
-        return self._transport.size
+        return self._post.size
+
+    @property
+    def trace(self) -> Trace:
+        """The rank's recorder."""
+        return self._post.traffic.trace
 
     def close(self) -> None:
         """Give the communicator back; every rank of the group must call, and use it no more."""
         self._transport.close()
 
-    def all_gather(self, x_BSD: Tensor, counts: Sequence[int], wire: torch.dtype) -> Tensor:
+    def gather(self, x_BSD: Tensor, tiles: Sequence[Sequence[Tile]], wire: Wire, overlap: str) -> Gather:
+        """Start an all-gather of the own tokens (B, own S, D); drive it with `poll`, take its tiles as they come.
+
+        Collective: every rank of the group, same tiles. `overlap` is `ring` or `icollective`.
+        """
+        kind = RingGather if overlap == "ring" else CollectiveGather
+        return kind(self._post, x_BSD, tiles, wire)
+
+    def scatter(self, shape: tuple[int, int], tiles: Sequence[Sequence[Tile]], wire: Wire, overlap: str) -> Scatter:
+        """Start a reduce-scatter of a (B, S, D) tensor, `shape` being (B, D), whose addends are given tile by tile.
+
+        Collective: every rank of the group, same tiles. `overlap` is `ring` or `icollective`.
+        """
+        kind = RingScatter if overlap == "ring" else CollectiveScatter
+        return kind(self._post, *shape, tiles, wire)
+
+    def drain(self) -> None:
+        """Wait until what this rank has sent is gone."""
+        self._post.drain()
+
+    def all_gather(self, x_BSD: Tensor, counts: Sequence[int], wire: Wire) -> Tensor:
         """Bring all tiles to every device.
 
         Collective: every rank of the group, same counts. Blocks.
@@ -64,7 +117,7 @@ class Group:
         Args:
             x_BSD: this device's tile, (B, counts[rank], D).
             counts: tokens of each device's tile.
-            wire: the dtype in which tiles travel.
+            wire: the form in which tiles travel.
 
         Returns:
             (B, sum(counts), D) in the dtype of `x_BSD`; equal on all devices to the last bit.
@@ -72,14 +125,17 @@ class Group:
         if self.size == 1:
             return x_BSD
         B, _, D = x_BSD.shape
-        tiles = [x_BSD.new_empty((B, count, D), dtype=wire) for count in counts]
-        tiles[self.rank] = x_BSD.to(wire).contiguous()
+        shapes = [(B, count, D) for count in counts]
+        tiles = [wire.buffer(shape) for shape in shapes]
+        tiles[self.rank] = wire.encode(x_BSD)
         for step in range(self.size - 1):
             sent, received = (self.rank - step) % self.size, (self.rank - 1 - step) % self.size
             self._pass_on(tiles[sent], tiles[received], "all-gather")
-        return torch.cat(tiles, dim=1).to(x_BSD.dtype)
+        self._post.drain()
+        whole = torch.cat([wire.decode(*pair) for pair in zip(tiles, shapes, strict=True)], dim=1)
+        return whole.to(x_BSD.dtype)
 
-    def reduce_scatter(self, x_BSD: Tensor, counts: Sequence[int], wire: torch.dtype) -> Tensor:
+    def reduce_scatter(self, x_BSD: Tensor, counts: Sequence[int], wire: Wire) -> Tensor:
         """Sum the devices' tensors, and keep this device's tile of the sum.
 
         Collective: every rank of the group, same counts. Blocks.
@@ -87,23 +143,26 @@ class Group:
         Args:
             x_BSD: this device's addend, (B, sum(counts), D).
             counts: tokens of each device's tile.
-            wire: the dtype in which partial sums travel.
+            wire: the form in which partial sums travel.
 
         Returns:
             (B, counts[rank], D) in the dtype of `x_BSD`.
         """
         if self.size == 1:
             return x_BSD
+        B, _, D = x_BSD.shape
         tiles = [x_BSD[:, start:stop] for start, stop in spans(counts)]
         total = tiles[(self.rank - 1) % self.size].float()
         for step in range(1, self.size):
             own = tiles[(self.rank - 1 - step) % self.size]
-            arrived = own.new_empty(own.shape, dtype=wire)
-            self._pass_on(total.to(wire).contiguous(), arrived, "reduce-scatter")
-            total = own.float() + arrived
+            shape = (B, own.shape[1], D)
+            arrived = wire.buffer(shape)
+            self._pass_on(wire.encode(total), arrived, "reduce-scatter")
+            total = own.float() + wire.decode(arrived, shape)
+        self._post.drain()
         return total.to(x_BSD.dtype)
 
-    def all_reduce(self, x_BSD: Tensor, wire: torch.dtype) -> Tensor:
+    def all_reduce(self, x_BSD: Tensor, wire: Wire) -> Tensor:
         """Sum the devices' tensors, on every device: a reduce-scatter and an all-gather over equal tiles.
 
         Collective: every rank of the group. Blocks. The result is equal on all devices to the last bit.
@@ -112,19 +171,8 @@ class Group:
         return self.all_gather(self.reduce_scatter(x_BSD, counts, wire), counts, wire)
 
     def _pass_on(self, sent: Tensor, received: Tensor, what: str) -> None:
-        before, after = (self.rank - 1) % self.size, (self.rank + 1) % self.size
-        requests = []
-        if received.numel():
-            requests.append(self._transport.irecv(received, before, RING))
-        if sent.numel():
-            requests.append(self._transport.isend(sent, after, RING))
-            self._traffic.sent(sent.nbytes)
-
-        def describe(seconds: float) -> str:
-            me, giver, taker = (self._members[rank] for rank in (self.rank, before, after))
-            peers = f"rank {giver} (to receive) and rank {taker} (to send)"
-            where = f"{what} of {self._traffic.unit}"
-            return f"rank {me} on {socket.gethostname()} waits for {peers} in {where}, {seconds:.0f} s"
-
-        waited = wait_until(lambda: self._transport.done(requests), self._timeout_s, describe)
-        self._traffic.waited(waited)
+        post = self._post
+        arrival = post.receive(received, post.before, RING) if received.numel() else None
+        post.send(sent, post.after, RING)
+        if arrival is not None:
+            post.wait(arrival.here, what, [post.before])

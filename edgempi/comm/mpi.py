@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NoReturn
 
 import mpi4py
@@ -46,9 +47,24 @@ class MpiTransport:
         """Start to receive into the bytes of a contiguous tensor."""
         return self._comm.Irecv([_raw(tensor), MPI.BYTE], source, tag)
 
-    def done(self, requests: Sequence[MPI.Request]) -> bool:
+    def iall_gather(self, own: Tensor, whole: Tensor, nbytes: Sequence[int]) -> MPI.Request:
+        """Iallgatherv of bytes."""
+        starts = [0, *accumulate(nbytes)][:-1]
+        return self._comm.Iallgatherv([_raw(own), MPI.BYTE], [_raw(whole), list(nbytes), starts, MPI.BYTE])
+
+    def iall_to_all(self, sent: Sequence[Tensor], received: Sequence[Tensor]) -> _Exchange:
+        """Ialltoallv of bytes, through one buffer each way."""
+        return _Exchange(self._comm, sent, received)
+
+    def done(self, requests: Sequence[MPI.Request | _Exchange]) -> bool:
         """Drive communication; whether all requests are complete."""
-        return MPI.Request.Testall(list(requests))
+        plain = [request.request if isinstance(request, _Exchange) else request for request in requests]
+        if not MPI.Request.Testall(plain):
+            return False
+        for request in requests:
+            if isinstance(request, _Exchange):
+                request.hand_out()
+        return True
 
     def split(self, color: int, place: int) -> MpiTransport:
         """The ranks that named the same color, in the order of their places."""
@@ -70,6 +86,29 @@ class MpiTransport:
         os._exit(status)  # MPICH's launcher may still be on its way to kill this rank
 
 
+class _Exchange:
+    """An Ialltoallv under way, with its buffers."""
+
+    def __init__(self, communicator: MPI.Comm, sent: Sequence[Tensor], received: Sequence[Tensor]) -> None:
+        self._received = list(received)
+        self._out = torch.cat([_bytes(part) for part in sent])
+        self._in = torch.empty(sum(part.nbytes for part in received), dtype=torch.uint8)
+        counts = [[part.nbytes for part in parts] for parts in (sent, received)]
+        starts = [[0, *accumulate(sizes)][:-1] for sizes in counts]
+        self.request = communicator.Ialltoallv(
+            [_raw(self._out), counts[0], starts[0], MPI.BYTE], [_raw(self._in), counts[1], starts[1], MPI.BYTE]
+        )
+
+    def hand_out(self) -> None:
+        """Copy what came into the receivers' buffers; a second call does nothing."""
+        start = 0
+        for part in self._received:
+            stop = start + part.nbytes
+            _bytes(part).copy_(self._in[start:stop])
+            start = stop
+        self._received = []
+
+
 def library_version() -> str:
     """The first line of what the MPI library says of itself."""
     return MPI.Get_library_version().splitlines()[0].strip("\x00 ,")
@@ -78,4 +117,8 @@ def library_version() -> str:
 def _raw(tensor: Tensor) -> memoryview:
     # The tensor must be contiguous: a copy made here would be sent, or worse received into, and forgotten.
     assert tensor.is_contiguous()
-    return memoryview(tensor.detach().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return memoryview(_bytes(tensor).numpy())  # type: ignore[arg-type]
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().view(-1).view(torch.uint8)

@@ -1,17 +1,30 @@
-"""Measure the links: latency and bandwidth of every pair of ranks, and how far their clocks stand apart."""
+"""Measure the links: latency and bandwidth of pairs of ranks, alone or while all share the wire, and their clocks."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Callable
 from statistics import median
+from typing import Any
 
 import torch
 
+from edgempi.comm.transfer import Pending
+from edgempi.comm.transport import wait_until
+from edgempi.comm.wire import FP32
 from edgempi.comm.world import World
+from edgempi.plan.layout import Region
 
 SMALL_BYTES, SMALL_REPEATS = 8, 30
 LARGE_BYTES, LARGE_REPEATS = 2**20, 5
 CLOCK_REPEATS = 20
+STREAM_S = 0.5
+"""How long all ranks stream to their peers at each distance in the ring."""
+FEWEST_MESSAGES, MOST_MESSAGES = 4, 64
+UNDER_WAY = 2
+"""Messages that are under way together in one direction, so that the wire never waits for a rank to answer."""
+FLOAT_BYTES = 4
 
 
 def links(world: World) -> list[dict[str, float]]:
@@ -34,8 +47,30 @@ def links(world: World) -> list[dict[str, float]]:
     return found
 
 
-def clock_offsets(world: World) -> list[float]:
-    """Seconds that each rank's clock is ahead of rank 0's. Collective: every rank; the result counts on rank 0.
+def shared_links(world: World, distance: int) -> list[dict[str, Any]]:
+    """Every rank sends to the one `distance` after it and receives from the one as far before, all at once.
+
+    Collective: every rank; the result counts on rank 0. All distances from 1 to N - 1 give every ordered pair.
+
+    Returns:
+        For each source: `source`, `target`, `latency_s` (the median exchange of 8 bytes, which is what a ring step
+        pays beside its bytes, our own polling included) and `bits_per_s` (of a stream of messages of up to 1 MiB,
+        its first one left out, since shapers and TCP let it start faster or slower).
+    """
+    world.barrier()
+    steps = [_stream_s(world, distance, SMALL_BYTES, 1) for _ in range(SMALL_REPEATS)]
+    one_s = max(world.all_gather_json(_stream_s(world, distance, LARGE_BYTES // 8, 1)))
+    nbytes = LARGE_BYTES if one_s < STREAM_S / FEWEST_MESSAGES / 8 else LARGE_BYTES // 8
+    count = min(MOST_MESSAGES, max(FEWEST_MESSAGES, round(STREAM_S / one_s * (LARGE_BYTES / 8) / nbytes)))
+    taken_s = _stream_s(world, distance, nbytes, count)
+    source = (world.rank - distance) % world.size
+    rate = 8 * nbytes * (count - 1) / max(taken_s, 1e-9)
+    mine = {"source": source, "target": world.rank, "latency_s": median(steps), "bits_per_s": rate}
+    return sorted(world.all_gather_json(mine), key=lambda link: link["source"])
+
+
+def clock_offsets(world: World, clock: Callable[[], float] = time.time) -> list[float]:
+    """Seconds that each rank's `clock` is ahead of rank 0's. Collective: every rank; the result counts on rank 0.
 
     The answer of the shortest of several round trips is taken to have been written half-way (Cristian's method).
     """
@@ -45,14 +80,14 @@ def clock_offsets(world: World) -> list[float]:
         tries = []
         for _ in range(CLOCK_REPEATS):
             if world.rank == 0:
-                before = time.time()
+                before = clock()
                 world.send(stamp, peer)
                 world.receive(stamp, peer)
-                after = time.time()
+                after = clock()
                 tries.append((after - before, float(stamp) - (before + after) / 2))
             elif world.rank == peer:
                 world.receive(stamp, 0)
-                stamp[0] = time.time()
+                stamp[0] = clock()
                 world.send(stamp, 0)
         offsets.append(min(tries)[1] if tries else 0.0)
     return offsets
@@ -72,3 +107,43 @@ def _one_way_s(world: World, peer: int, nbytes: int, repeats: int) -> float:
             world.send(buffer, peer)
         taken.append(time.perf_counter() - start)
     return median(taken[1:]) / 2
+
+
+def _stream_s(world: World, distance: int, nbytes: int, count: int) -> float:
+    """Seconds that `count` messages took to arrive, from the arrival of the first where there are several.
+
+    Sending and receiving go on independently of each other: a slow link out does not slow the link in.
+    """
+    box = Region((0, 1), (0, 1), (0, nbytes // FLOAT_BYTES))
+    after, before = (world.rank + distance) % world.size, (world.rank - distance) % world.size
+    sent = torch.zeros(box.shape)
+    leaving = _Queue(count, lambda: world.begin_transfer({world.rank: box}, {after: box}, FP32).send(sent))
+    arriving = _Queue(count, lambda: world.begin_transfer({before: box}, {world.rank: box}, FP32).receives)
+    start = time.perf_counter()
+    where = f"rank {world.rank} on {world.host} streams to rank {after} and from rank {before}"
+    wait_until(lambda: arriving.drive() & leaving.drive(), world.timeout_s, lambda s: f"{where}, {s:.0f} s")
+    return arriving.landed_s[-1] - (arriving.landed_s[0] if count > 1 else start)
+
+
+class _Queue:
+    """Messages of one direction, a few under way together.
+
+    Args:
+        count: of messages.
+        begin: starts one.
+    """
+
+    def __init__(self, count: int, begin: Callable[[], Pending]) -> None:
+        self._count, self._begin, self._begun = count, begin, 0
+        self._under_way: deque[Pending] = deque()
+        self.landed_s: list[float] = []
+
+    def drive(self) -> bool:
+        """Begin what may begin, note what has landed; whether all has."""
+        while self._begun < min(self._count, len(self.landed_s) + UNDER_WAY):
+            self._under_way.append(self._begin())
+            self._begun += 1
+        while self._under_way and self._under_way[0].poll():
+            self._under_way.popleft()
+            self.landed_s.append(time.perf_counter())
+        return len(self.landed_s) == self._count

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
@@ -16,26 +17,17 @@ from torch import Tensor
 
 from edgempi.comm.group import Group
 from edgempi.comm.traffic import Traffic
+from edgempi.comm.transfer import DATA, Pending, Transfer
 from edgempi.comm.transport import Transport, wait_until
-from edgempi.plan.layout import Layout, Region, moves
+from edgempi.comm.wire import Cast, Wire
+from edgempi.plan.layout import Layout
 
-CONTROL, DATA = 1, 2  # message tags
+CONTROL = 1  # message tag
+ALIVE = 3  # message tag: the word of a rank that is stuck, but there
+LISTEN_S = 0.01
 LARGEST_CONTROL_BYTES = 256 * 2**20
 
 Result = TypeVar("Result")
-
-
-class Pending:
-    """Sends under way, with the buffers they read: kept alive until the wait that completes them."""
-
-    def __init__(self, world: World, requests: list[Any], buffers: list[Tensor], what: str) -> None:
-        self._world, self._requests, self._buffers, self._what = world, requests, buffers, what
-
-    def wait(self) -> None:
-        """Complete the sends and let the buffers go."""
-        if self._requests:
-            self._world.wait(self._requests, self._what)
-            self._requests, self._buffers = [], []
 
 
 class World:
@@ -129,6 +121,13 @@ class World:
         """Return when every rank has called."""
         self.all_gather_json(None)
 
+    def begin_transfer(self, source: Layout, target: Layout, wire: Wire) -> Transfer:
+        """Begin to bring a tensor from one layout to another; the ranks of either layout must call, in one order.
+
+        Posts the receives; `Transfer.send` and `Transfer.receive` do the rest.
+        """
+        return Transfer(self._transport, self.traffic, self.wait, source, target, wire)
+
     def transfer(
         self, tensor: Tensor | None, source: Layout, target: Layout, dtype: torch.dtype
     ) -> tuple[Tensor | None, Pending]:
@@ -143,35 +142,9 @@ class World:
         Returns:
             This rank's box under `target` (None where it holds none), received; and the sends still under way.
         """
-        plan = moves(source, target)
-        mine = target.get(self.rank)
-        result = None if mine is None else torch.empty(mine.shape, dtype=dtype)
-        arriving: list[tuple[Region, Tensor]] = []
-        requests, kept, receives = [], [], []
-        for move in plan:
-            if move.target == self.rank and move.source != self.rank:
-                buffer = torch.empty(move.region.shape, dtype=dtype)
-                receives.append(self._transport.irecv(buffer, move.source, DATA))
-                arriving.append((move.region, buffer))
-            elif move.source == self.rank:
-                assert tensor is not None
-                part = tensor[move.region.within(source[self.rank])]
-                if move.target == self.rank:
-                    arriving.append((move.region, part))
-                else:
-                    buffer = part.to(dtype).contiguous()
-                    requests.append(self._transport.isend(buffer, move.target, DATA))
-                    self.traffic.sent(buffer.nbytes)
-                    kept.append(buffer)
-        if receives:
-            senders = sorted({move.source for move in plan if move.target == self.rank})
-            self.wait(receives, f"receive of {self.traffic.unit} from rank {', '.join(map(str, senders))}")
-        if result is not None and mine is not None:
-            for region, part in arriving:
-                result[region.within(mine)] = part
-        receivers = sorted({move.target for move in plan if move.source == self.rank})
-        to = ", ".join(map(str, receivers))
-        return result, Pending(self, requests, kept, f"send of {self.traffic.unit} to rank {to}")
+        begun = self.begin_transfer(source, target, Cast(dtype))
+        sends = begun.send(tensor)
+        return begun.receive(tensor), sends
 
     def send(self, tensor: Tensor, target: int) -> None:
         """Send a contiguous tensor to a rank that receives it; blocks, within the bound."""
@@ -180,6 +153,23 @@ class World:
     def receive(self, tensor: Tensor, source: int) -> None:
         """Receive into a contiguous tensor from a rank that sends it; blocks, within the bound."""
         self.wait([self._transport.irecv(tensor, source, DATA)], f"receive from rank {source}")
+
+    def silent(self, limit_s: float) -> list[int]:
+        """The ranks from which no word comes: every rank that is stuck calls this, and so gives its own.
+
+        Args:
+            limit_s: how long to listen.
+        """
+        unheard = [rank for rank in range(self.size) if rank != self.rank]
+        word = torch.zeros(1, dtype=torch.uint8)
+        # Not waited for: a silent rank does not take it, and the job ends here.
+        sends = [self._transport.isend(word, rank, ALIVE) for rank in unheard]
+        end = time.monotonic() + limit_s
+        while unheard and time.monotonic() < end:
+            self._transport.done(sends)
+            unheard = [rank for rank in unheard if self._transport.probe_size(rank, ALIVE) is None]
+            time.sleep(LISTEN_S)
+        return unheard
 
     def abort(self, status: int) -> NoReturn:
         """End the job on all ranks at once."""

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import types
 import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ def describe_keys(node: type = schema.Config, prefix: str = "") -> Iterator[Key]
     meanings = _field_docstrings(node)
     for field in dataclasses.fields(node):
         name, kind = prefix + field.name, hints[field.name]
+        # `X | None` has the keys of X, once it is there.
+        kind = next(filter(dataclasses.is_dataclass, typing.get_args(kind)), kind) if _is_union(kind) else kind
         if dataclasses.is_dataclass(kind):
             yield from describe_keys(typing.cast(type, kind), f"{name}.")
         else:
@@ -35,6 +38,10 @@ def describe_keys(node: type = schema.Config, prefix: str = "") -> Iterator[Key]
             entry = typing.get_args(kind)[-1:] if typing.get_origin(kind) is dict else ()
             if entry and dataclasses.is_dataclass(entry[0]):
                 yield from describe_keys(typing.cast(type, entry[0]), f"{name}.NAME.")
+
+
+def _is_union(kind: object) -> bool:
+    return typing.get_origin(kind) in (types.UnionType, typing.Union)
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:

@@ -26,6 +26,8 @@ CONFIG_ERRORS = (HydraException, OmegaConfBaseException)
 
 _DEVICES = "Describe all devices at once: '+cluster.devices={name:{host:address,speed:1}}', or in a YAML file"
 
+_WAYS = "Name all ways at once: '+bench.ways={name:{parallel:tensor}}', or in a YAML file"
+
 
 def register_schema() -> None:
     """Make the schema known to Hydra as `base_config`, the first entry of `conf/config.yaml`."""
@@ -105,6 +107,8 @@ def _unknown_key(key: str) -> UserError:
     groups = list(group_options())
     if key.startswith("cluster.devices."):
         remedy = _DEVICES
+    elif key.startswith("bench.ways."):
+        remedy = _WAYS
     elif "." in key:
         remedy = did_you_mean(key, known) or f"See edgempi --help for the keys of {key.partition('.')[0]}"
     else:

@@ -6,7 +6,7 @@ takes a configuration mapping. `__post_init__` holds the checks that need one gr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import inf
 
@@ -91,6 +91,29 @@ class DeviceConfig:
 
 
 @dataclass
+class LabConfig:
+    """An emulated LAN: how its devices and links compare to those that they stand for."""
+
+    bandwidth_bits_per_s: float | None = 125e6
+    """Of each device's link, in each direction, before `time_scale`; null: links are not shaped."""
+    time_scale: float = 2.0
+    """How much faster than the devices they stand for all devices and links are."""
+    flops_per_speed: float = 20.15e6
+    """The fp32 GEMM rate, in FLOP/s, of a device of speed 1, before `time_scale`."""
+    memory_limit: bool = True
+    """Whether a device's memory budget is enforced; false lifts it, for planners too."""
+    memory_scale: float = 1.0
+    """By how much all memory budgets are multiplied: 2 where fp32 weights stand for bf16 ones."""
+
+    def __post_init__(self) -> None:
+        for name in ("bandwidth_bits_per_s", "time_scale", "flops_per_speed", "memory_scale"):
+            value = getattr(self, name)
+            _require(
+                value is None or 0 < value < inf, f"cluster.lab.{name}", value, "above zero", "Give a positive number"
+            )
+
+
+@dataclass
 class ClusterConfig:
     """The devices, and how MPI reaches them."""
 
@@ -102,8 +125,8 @@ class ClusterConfig:
     """The budget of each of the local ranks, where `devices` is empty."""
     profile: str | None = None
     """What `edgempi profile` measured of these devices and links (a YAML file), for the planners that need times."""
-    lab: str | None = None
-    """The environment of the emulated LAN (`edgempi lab`) whose devices these are: a .. f; null: real hosts."""
+    lab: LabConfig | None = None
+    """How these devices are emulated (`edgempi lab`); null: they are real hosts."""
     network: str | None = None
     """The interface or subnet (`eth0`, `192.168.1.0/24`) that carries traffic between hosts; null: MPI chooses."""
     threads_per_rank: int = 1
@@ -121,9 +144,17 @@ class ClusterConfig:
     def named_devices(self) -> dict[str, DeviceConfig]:
         """The devices in rank order, local ones named where none were given."""
         if self.devices:
-            return dict(self.devices)
+            return {name: self._as_lent(device) for name, device in self.devices.items()}
         budget = self.memory_budget_bytes
         return {f"device{r}": DeviceConfig(memory_budget_bytes=budget) for r in range(self.ranks)}
+
+
+    def _as_lent(self, device: DeviceConfig) -> DeviceConfig:
+        budget = device.memory_budget_bytes
+        if self.lab is None or budget is None:
+            return device
+        lent = int(budget * self.lab.memory_scale) if self.lab.memory_limit else None
+        return replace(device, memory_budget_bytes=lent)
 
 
 @dataclass
@@ -210,13 +241,23 @@ class DataConfig:
     """A text file with one request per line, run after `prompts`."""
     max_new_tokens: int = 64
     batch: int = 1
-    """`verify` and `plan`: rows of the synthetic batch."""
+    """`verify`, `plan` and `bench`: rows of the synthetic batch."""
     length: int = 32
-    """`verify` and `plan`: tokens per row of the synthetic batch."""
+    """`verify`, `plan` and `bench`: tokens per row of the synthetic batch."""
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "batch", "length"):
             _require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1", "Raise it")
+
+
+class LabAction(StrEnum):
+    """What `edgempi lab` does with the emulated LAN."""
+
+    up = "up"
+    status = "status"
+    run = "run"
+    check = "check"
+    down = "down"
 
 
 @dataclass
@@ -236,6 +277,51 @@ class TaskConfig:
     """`infer`, `bench`: write a trace of the last pass to this JSON file (Chrome's and Perfetto's format)."""
     repeats: int = 7
     """`bench`: how many times each way of sharing is timed, in turns."""
+    seconds: float = 8.0
+    """`profile`: how long each device measures its blocks; a round that takes longer is finished."""
+    action: LabAction = LabAction.status
+    """`lab`: what to do, the word after `lab`."""
+    device: str | None = None
+    """`lab run`: the host on which the command runs, with this terminal; null: a rank on each device."""
+    command: list[str] = field(default_factory=list)
+    """`lab run`: the command; everything that follows `--`."""
+
+
+class WayName(StrEnum):
+    """The ways of sharing that `bench` times: those of a stage, and a pipeline of one stage per device."""
+
+    single = "single"
+    data = "data"
+    tensor = "tensor"
+    sequence = "sequence"
+    hybrid = "hybrid"
+    pipeline = "pipeline"
+
+
+@dataclass
+class WayConfig:
+    """One way of sharing that `bench` times beside others."""
+
+    parallel: WayName = WayName.hybrid
+    """`single` is the fastest device alone; `planner: auto` chooses by itself and does not read this."""
+    planner: PlannerName = PlannerName.even
+    wire: WireDtype = WireDtype.fp32
+    allowed: list[WireDtype] | None = None
+    """`planner: auto`: the wire formats it may choose from; null: `wire` alone."""
+    overlap: Overlap = Overlap.auto
+    subtiles: int | None = None
+    column_blocks: int | None = None
+    token_chunks: list[float] | None = None
+
+
+@dataclass
+class BenchConfig:
+    """What `bench` times in one job."""
+
+    ways: dict[str, WayConfig] = field(default_factory=dict)
+    """Ways of sharing by name; the others are compared with the first. Empty: the configuration's own."""
+    floor: bool = True
+    """Also time each way's computation without any communication."""
 
 
 @dataclass
@@ -260,6 +346,7 @@ class Config:
     wire: WireConfig = field(default_factory=WireConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
 

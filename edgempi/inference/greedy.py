@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from edgempi.comm import Group, World
+from edgempi.comm.wire import EXACT
 from edgempi.errors import UserError
 from edgempi.inference.runner import Runner
 from edgempi.parallel.batch import Batch
@@ -97,7 +98,7 @@ def winners(world: World, group: Group, outputs: Sequence[Mapping[str, Output]])
             if logits.tensor is not None:
                 best = _best(logits.tensor[:, 0], logits.layout[world.rank].columns[0])
                 if any(box.columns != (0, V) for box in logits.layout.values()):
-                    offers = group.all_gather(best, [1] * group.size, best.dtype)
+                    offers = group.all_gather(best, [1] * group.size, EXACT)
                     best = offers[torch.arange(B), offers[:, :, 0].argmax(dim=1)][:, None]
                 best = best[:, :, 1:]
             # Where several devices hold a row's winner, the first one's counts: a near tie may fall out otherwise on

@@ -19,6 +19,7 @@ from edgempi.models.weights import TORCH_DTYPES, Weights
 from edgempi.ops.linear import Route, pick_route
 from edgempi.ops.norm import Norm
 from edgempi.parallel.batch import Batch
+from edgempi.parallel.choose import settle_overlap
 from edgempi.parallel.executor import Executor, Observer
 from edgempi.parallel.outputs import Output, collect
 from edgempi.plan.plan import Program
@@ -58,9 +59,17 @@ class Runner:
             tables = {stack: weights.tensor(f"{stack}.relative.weight") for stack in stacks}
             self.data_bytes_read, self.header_bytes_read = checkpoint.data_bytes, checkpoint.header_bytes
         relative = {stack: table for stack, table in tables.items() if table is not None}
+        with torch.inference_mode():
+            settled = {n: settle_overlap(world, group, phase, spec, route) for n, phase in program.phases.items()}
+        self.overlap = settled["prefill"].overlap
         self._executors = {
-            name: Executor(world, group, phase, spec, units, relative) for name, phase in program.phases.items()
+            name: Executor(world, group, phase, spec, units, relative) for name, phase in settled.items()
         }
+
+    @property
+    def prefill(self) -> Executor:
+        """What runs a whole-sequence pass."""
+        return self._executors["prefill"]
 
     def close(self) -> None:
         """Give the stage's communicator back. Collective: every rank; the runner is of no use afterwards."""

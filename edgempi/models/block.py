@@ -16,9 +16,10 @@ from edgempi.models.stream import Stream
 from edgempi.models.weights import Weights
 from edgempi.ops.activation import activate, activation_named
 from edgempi.ops.attention import attention
+from edgempi.ops.linear import Poll
 from edgempi.ops.norm import Norm
 from edgempi.ops.rotary import rotate
-from edgempi.plan.apportion import length
+from edgempi.plan.apportion import Span, length
 
 
 class Block:
@@ -73,21 +74,77 @@ class SelfAttention:
 
     def __call__(self, x: Tensor, stream: Stream, cache: LayerCache | None) -> Tensor:
         seam = stream.attention_seam
-        y = seam.enter(x, self._qkv)
+        rows = _Projected(seam.inner)
+        past: list[tuple[Tensor, Tensor]] = []
+
+        def project(tokens: Tensor, span: Span, between: Poll) -> None:
+            rows.put(span, self._project(tokens, stream, span, between))
+
+        def keys(reach: int) -> tuple[Tensor, Tensor]:
+            if seam.shares_keys or cache is not None:  # all at once, the first time that any are wanted
+                if not past:
+                    k, v = seam.share_keys(rows.k.flatten(2), rows.v.flatten(2))
+                    k, v = _heads(k, self._kv_heads, self._size), _heads(v, self._kv_heads, self._size)
+                    past.append((k, v) if cache is None else cache.append(k, v))
+                k, v = past[0]
+                return k[:, :, : stream.offset + reach], v[:, :, : stream.offset + reach]
+            return rows.k[:, :reach].transpose(1, 2), rows.v[:, :reach].transpose(1, 2)
+
+        def core(span: Span) -> Tensor:
+            k, v = keys(stream.reach(span))
+            return attention(rows.q_of(span).transpose(1, 2), k, v, self._scale, stream.mask(self._window, span))
+
+        # A cache takes the keys of a pass in one piece.
+        reach = stream.reach if cache is None else (lambda span: stream.tokens)
+        return seam.attend(x, project, reach, core, self._out)
+
+    def _project(self, x: Tensor, stream: Stream, span: Span, between: Poll) -> tuple[Tensor, Tensor, Tensor]:
+        """Q (B, S, H, D), K and V (B, S, G, D) of a span's tokens."""
+        y = self._qkv(x, between=between)
         B, S, _ = y.shape
         H, G, D = self._heads, self._kv_heads, self._size
         q, k, v = y.split((H * D, G * D, G * D), dim=-1)
-        q, k = q.view(B, S, H, D), k.view(B, S, G, D)
+        q, k, v = q.view(B, S, H, D), k.view(B, S, G, D), v.view(B, S, G, D)
         if self._q_norm and self._k_norm:
             q, k = self._q_norm(q), self._k_norm(k)
         if self._rotary:
-            q, k = rotate(q, stream.rotary), rotate(k, stream.rotary)
-        k, v = seam.share_keys(k.flatten(2), v)
-        k, v = _heads(k, G, D), _heads(v, G, D)
-        if cache is not None:
-            k, v = cache.append(k, v)
-        y = attention(q.transpose(1, 2), k, v, self._scale, stream.mask(self._window))
-        return seam.leave(y, self._out)
+            q, k = rotate(q, stream.rotary(span)), rotate(k, stream.rotary(span))
+        return q, k, v
+
+
+class _Projected:
+    """Q, K and V (B, S, heads, D) of a pass, put in whole or tile by tile.
+
+    Args:
+        inner: the tokens that the device works on inside the block.
+    """
+
+    def __init__(self, inner: Span) -> None:
+        self._inner = inner
+        self._qkv: tuple[Tensor, ...] = ()
+
+    @property
+    def k(self) -> Tensor:
+        return self._qkv[1]
+
+    @property
+    def v(self) -> Tensor:
+        return self._qkv[2]
+
+    def q_of(self, span: Span) -> Tensor:
+        return self._qkv[0][:, self._at(span)]
+
+    def put(self, span: Span, qkv: tuple[Tensor, ...]) -> None:
+        if span == self._inner:  # nothing to put together
+            self._qkv = qkv
+            return
+        if not self._qkv:
+            self._qkv = tuple(one.new_empty(one.shape[0], length(self._inner), *one.shape[2:]) for one in qkv)
+        for whole, part in zip(self._qkv, qkv, strict=True):
+            whole[:, self._at(span)] = part
+
+    def _at(self, span: Span) -> slice:
+        return slice(span[0] - self._inner[0], span[1] - self._inner[0])
 
 
 class CrossAttention:
@@ -135,11 +192,13 @@ class MLP:
         self._down = weights.linear(f"{name}.down")
 
     def __call__(self, x: Tensor, stream: Stream) -> Tensor:
-        seam = stream.mlp_seam
+        return stream.mlp_seam.through(x, self._inside, self._down)
+
+    def _inside(self, x: Tensor, between: Poll) -> Tensor:
         if not self._gated:
-            return seam.leave(seam.enter(x, self._up, self._activation), self._down)
-        gate, up = seam.enter(x, self._up).chunk(2, dim=-1)
-        return seam.leave(activate(self._activation, gate) * up, self._down)
+            return self._up(x, self._activation, between)
+        gate, up = self._up(x, between=between).chunk(2, dim=-1)
+        return activate(self._activation, gate) * up
 
 
 def _heads(x_BTE: Tensor, heads: int, size: int) -> Tensor:

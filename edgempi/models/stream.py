@@ -5,6 +5,7 @@ Shapes: B rows of this device, S tokens of the pass (all of them, also where the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,11 +13,20 @@ import torch
 from torch import Tensor
 
 from edgempi.ops.attention import Mask, build_mask
-from edgempi.ops.linear import Linear
+from edgempi.ops.linear import Linear, Poll
 from edgempi.ops.relative import relative_bias
 from edgempi.ops.rotary import rotary_table
 from edgempi.plan.apportion import Span
 from edgempi.plan.spec import Embedding, Stack
+
+Project = Callable[[Tensor, Span, Poll], None]
+"""Work out what attention needs of the tokens (B, s, D) of a span, and keep it."""
+Reach = Callable[[Span], int]
+"""Up to which token the queries of a span look."""
+Core = Callable[[Span], Tensor]
+"""Attend from the queries of a span: (B, s, own heads)."""
+Inside = Callable[[Tensor, Poll], Tensor]
+"""What stands between an MLP's entering and exiting product, both excluded: (B, s, D) to (B, s, own columns)."""
 
 
 class Seam(Protocol):
@@ -24,6 +34,7 @@ class Seam(Protocol):
 
     inner: Span
     outer: Span
+    shares_keys: bool
 
     def enter(self, x: Tensor, linear: Linear, activation: str = "none") -> Tensor: ...
 
@@ -34,6 +45,10 @@ class Seam(Protocol):
     def gather(self, x: Tensor) -> Tensor: ...
 
     def share_keys(self, k_BTE: Tensor, v_BTE: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def attend(self, x: Tensor, project: Project, reach: Reach, core: Core, out: Linear) -> Tensor: ...
+
+    def through(self, x: Tensor, inside: Inside, out: Linear) -> Tensor: ...
 
     def pick(self, x_BSD: Tensor, index_B: Tensor) -> Tensor: ...
 
@@ -72,7 +87,7 @@ class Stream:
     relative_table: Tensor | None = None
     memory: Memory | None = None
     memory_padding: Tensor | None = None
-    _masks: dict[int | None, Mask] = field(default_factory=dict)
+    _masks: dict[tuple[int | None, Span], Mask] = field(default_factory=dict)
     _rotary: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -80,32 +95,36 @@ class Stream:
         """S."""
         return self.ids.shape[1]
 
-    def mask(self, window: int | None) -> Mask:
-        """What the self-attention of the queries inside a block may see; built once per window."""
-        if window not in self._masks:
-            start, stop = self.attention_seam.inner
-            queries = torch.arange(start, stop) + self.offset
-            keys = torch.arange(self.offset + self.tokens)
-            bias = None
+    def reach(self, span: Span) -> int:
+        """Up to which token of this pass the queries of a span look."""
+        return span[1] if self.stack.causal else self.tokens
+
+    def mask(self, window: int | None, span: Span) -> Mask:
+        """What the self-attention of a span's queries may see of the keys within its reach; built once."""
+        if (window, span) not in self._masks:
+            queries = torch.arange(*span) + self.offset
+            keys = torch.arange(self.offset + self.reach(span))
+            bias, padding = None, self.padding
             if self.stack.relative and self.relative_table is not None:
                 bias = relative_bias(self.stack.relative, self.relative_table, queries, keys)
-            self._masks[window] = build_mask(queries, keys, self.stack.causal, window, self.padding, bias)
-        return self._masks[window]
+            if padding is not None:
+                padding = padding[:, : len(keys)]
+            self._masks[window, span] = build_mask(queries, keys, self.stack.causal, window, padding, bias)
+        return self._masks[window, span]
 
     @property
     def cross_mask(self) -> Mask:
         """What cross-attention may see of the encoder's output."""
         return Mask(None if self.memory_padding is None else self.memory_padding[:, None, None, :])
 
-    @property
-    def rotary(self) -> tuple[Tensor, Tensor]:
-        """The rotary angles of the tokens inside a block."""
+    def rotary(self, span: Span) -> tuple[Tensor, Tensor]:
+        """The rotary angles of a span's tokens."""
         assert self.stack.rotary is not None
         if self._rotary is None:
-            start, stop = self.attention_seam.inner
-            positions = torch.arange(start, stop)[None] + self.offset
+            positions = torch.arange(self.tokens)[None] + self.offset
             self._rotary = rotary_table(self.stack.rotary, positions, self.dtype)
-        return self._rotary
+        cosine, sine = self._rotary
+        return cosine[:, slice(*span)], sine[:, slice(*span)]
 
 
 def position_ids(embedding: Embedding, ids: Tensor, offset: int, padding: Tensor | None, pad: int | None) -> Tensor:

@@ -18,6 +18,8 @@ from edgempi.kernels.linear import onednn, reference
 from edgempi.plan.apportion import apportion
 
 Kernel = Callable[[Tensor, Tensor, Tensor | None, str], Tensor]
+Poll = Callable[[], None]
+"""Drives communication that is under way."""
 
 PROBE_SHAPE = (64, 768, 768)
 """(rows, outputs, inputs) of the probe: large enough to show the GEMM rate, small enough to cost milliseconds."""
@@ -26,6 +28,10 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 CLEARLY = 0.9
 """What share of another route's time makes one worth leaving the other. The probe's small weight stays in the cache,
 which flatters the forms that are not packed: in a whole model, packed weights gain 5 to 10 % more than it shows."""
+
+
+def nothing() -> None:
+    """No communication is under way."""
 
 
 @dataclass(frozen=True)
@@ -106,15 +112,15 @@ class Linear:
         else:
             self._blocks = [(route.prepare(block), len(block)) for block in blocks]
 
-    def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
-        """activation(x W^T + b): x (..., K) to (..., N)."""
-        return self._apply(x, self.bias, activation)
+    def __call__(self, x: Tensor, activation: str = "none", between: Poll = nothing) -> Tensor:
+        """activation(x W^T + b): x (..., K) to (..., N); `between` is called after each block of columns."""
+        return self._apply(x, self.bias, activation, between)
 
-    def partial(self, x: Tensor) -> Tensor:
+    def partial(self, x: Tensor, between: Poll = nothing) -> Tensor:
         """X W^T alone: one device's addend of a sum to which the bias is added once, afterwards."""
-        return self._apply(x, None, "none")
+        return self._apply(x, None, "none", between)
 
-    def _apply(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    def _apply(self, x: Tensor, bias: Tensor | None, activation: str, between: Poll) -> Tensor:
         if self._empty or x.numel() == 0:
             y = x.new_zeros(*x.shape[:-1], self.outputs)
             y = y if bias is None or not self.outputs else y + bias
@@ -122,5 +128,8 @@ class Linear:
         if len(self._blocks) == 1:
             return self._kernel(x, self._blocks[0][0], bias, activation)
         biases = [None] * len(self._blocks) if bias is None else bias.split([size for _, size in self._blocks])
-        parts = zip(self._blocks, biases, strict=True)
-        return torch.cat([self._kernel(x, block, part, activation) for (block, _), part in parts], dim=-1)
+        columns = []
+        for (block, _), part in zip(self._blocks, biases, strict=True):
+            columns.append(self._kernel(x, block, part, activation))
+            between()
+        return torch.cat(columns, dim=-1)

@@ -5,7 +5,7 @@ Shapes: B rows of the whole batch, S tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -54,3 +54,9 @@ class Batch:
         """The given rows."""
         parts = (self.enc_ids, self.enc_padding, self.dec_ids, self.dec_padding, self.types)
         return Batch(*(None if part is None else part[slice(*rows)] for part in parts))
+
+    def chunk(self, tokens: Span, seen: int) -> Batch:
+        """The given tokens of a decoder that has seen `seen` before these ids; they are masked with all up to them."""
+        assert self.dec_ids is not None
+        padding = None if self.dec_padding is None else self.dec_padding[:, : seen + tokens[1]]
+        return replace(self, dec_ids=self.dec_ids[:, slice(*tokens)], dec_padding=padding)

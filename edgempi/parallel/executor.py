@@ -8,14 +8,16 @@ Shapes: B rows of the whole batch, S tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from edgempi.comm import Group, World
-from edgempi.comm.world import Pending
+from edgempi.comm.trace import COMPUTE
+from edgempi.comm.transfer import Mail, Transfer
+from edgempi.comm.wire import Wire, wire_named
 from edgempi.models.block import Block
 from edgempi.models.ends import Embed, Head, selected
 from edgempi.models.kv_cache import KVCache
@@ -23,16 +25,18 @@ from edgempi.models.stream import Memory, Stream
 from edgempi.models.weights import TORCH_DTYPES
 from edgempi.ops.norm import Norm
 from edgempi.parallel.batch import Batch
+from edgempi.parallel.chunks import Picked
 from edgempi.parallel.outputs import Output, lay_out
-from edgempi.parallel.seams import Whole, seam
+from edgempi.parallel.seam import seam
+from edgempi.parallel.seams import Whole
 from edgempi.plan.apportion import Span, apportion, spans
-from edgempi.plan.flow import carried, due, ends_encoder, lies, reads_whole_memory
+from edgempi.plan.flow import Shape, carried, chunk_spans, due, ends_encoder, lies, reads_whole_memory
 from edgempi.plan.plan import Block as BlockMode
 from edgempi.plan.plan import Plan, Stage, Table
 from edgempi.plan.spec import ModelSpec
 
 Observer = Callable[[str, Tensor], None]
-"""Called with every unit's name and this device's part of the stream after it."""
+"""Called with every unit's name and this device's part of the stream (of a chunk of it) after it."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,9 @@ class Executor:
         return TORCH_DTYPES[self.plan.weight_dtype]
 
     @property
-    def wire(self) -> torch.dtype:
+    def wire(self) -> Wire:
         """What activations travel in."""
-        return TORCH_DTYPES[self.plan.wire_dtype]
+        return wire_named(self.plan.wire_dtype)
 
     def microbatches(self, rows: int) -> tuple[Span, ...]:
         """The groups of rows that pass one after another, so that stages work at the same time."""
@@ -88,63 +92,120 @@ class Executor:
             observe: see `Observer`.
 
         Returns:
-            The outputs of each microbatch by name, where they lie.
+            The outputs by name, where they lie: of each microbatch, and where its tokens pass in chunks, of each chunk
+            in order. Where the head is asked for one token of each row, there is one for each microbatch all the same.
         """
-        sends: list[Pending] = []
-        results = []
+        mail = Mail()
+        passes = self._passes(batch, caches, index_B, observe)
+        found = []
+        now = next(passes, None)
+        if now is not None:
+            now.expect(mail)
+        while now is not None:
+            after = next(passes, None)
+            if after is not None:  # its messages can come in while this one computes
+                after.expect(mail)
+            found.append(now.run(mail))
+            now = after
+        mail.drain()
+        self.group.drain()
+        return [outputs for outputs in found if outputs]
+
+    def _passes(
+        self, batch: Batch, caches: Sequence[KVCache] | None, index_B: Tensor | None, observe: Observer | None
+    ) -> Iterator[_Pass]:
+        """The passes in order, each made when the one before it is about to run."""
+        head, last = self.spec.head, self.spec.last
         for i, rows in enumerate(self.microbatches(batch.rows)):
-            index = None if index_B is None else index_B[slice(*rows)]
-            one = _Pass(self, batch.cut(rows), None if caches is None else caches[i], index, observe)
-            results.append(one.run(rows, sends))
-        for send in sends:
-            send.wait()
-        return results
+            part = batch.cut(rows)
+            chunks = chunk_spans(self.plan, part.ids(last).shape[1])
+            cache = None if caches is None else caches[i]
+            if cache is None and len(chunks) > 1:
+                cache = KVCache(chunks[-1][1])
+            # A head of hidden states gives all tokens, whatever is asked.
+            index = None if index_B is None or not (head.rows or head.dense) else index_B[slice(*rows)]
+            if index is None and head.select != "all":
+                index = selected(head.select, part.ids(last), self.spec.pad_token)
+            shared = _Microbatch(rows, part, chunks, cache, 0 if cache is None else cache.length, index)
+            for chunk in chunks:
+                yield _Pass(self, shared, chunk, observe)
+
+
+@dataclass
+class _Microbatch:
+    """What the passes of one microbatch share: one pass, or one for each chunk of its tokens."""
+
+    rows: Span
+    batch: Batch
+    chunks: tuple[Span, ...]
+    cache: KVCache | None
+    seen: int
+    """Tokens in the cache before the first chunk."""
+    index: Tensor | None
+    picked: Picked | None = None
 
 
 class _Pass:
-    """One microbatch on its way through the stages."""
+    """One microbatch, or one chunk of its tokens, on its way through the stages."""
 
-    def __init__(
-        self, executor: Executor, batch: Batch, cache: KVCache | None, index: Tensor | None, observe: Observer | None
-    ) -> None:
-        self._executor, self._batch, self._cache, self._observe = executor, batch, cache, observe
+    def __init__(self, executor: Executor, shared: _Microbatch, chunk: Span, observe: Observer | None) -> None:
+        self._executor, self._shared, self._chunk, self._observe = executor, shared, chunk, observe
         self._spec, self._world = executor.spec, executor.world
-        self._offset = 0 if cache is None else cache.length
-        last = self._spec.last
-        if index is None and self._spec.head.select != "all":
-            index = selected(self._spec.head.select, batch.ids(last), self._spec.pad_token)
-        self._index = index
+        self._cache, self._index, self._offset = shared.cache, shared.index, shared.seen + chunk[0]
+        self._chunked = len(shared.chunks) > 1
+        self._batch = shared.batch.chunk(chunk, shared.seen) if self._chunked else shared.batch
+        self._stages = due(executor.plan, self._spec, bool(self._offset))
+        mine = (i for i, (stage, _) in enumerate(self._stages) if self._world.rank in stage.devices)
+        self._position = next(mine, None)
+        self._expected: dict[str, Transfer] = {}
         self._state: dict[str, Tensor] = {}
         self._streams: dict[str, Stream] = {}
 
-    def run(self, rows: Span, sends: list[Pending]) -> dict[str, Output]:
-        """Take part in every stage that this rank belongs to, and hand on what the next one needs."""
-        stages = due(self._executor.plan, self._spec, bool(self._offset))
-        outputs: dict[str, Tensor] = {}
-        for position, (stage, units) in enumerate(stages):
-            if self._world.rank not in stage.devices:
-                continue
-            if position:
-                self._hand_over(stages[position - 1][0], stage, units[0], sends)
-            outputs = self._run_units(stage, units)
-            if position + 1 < len(stages):
-                after, after_units = stages[position + 1]
-                self._hand_over(stage, after, after_units[0], sends)
-        if self._cache is not None:
-            self._cache.length += self._batch.ids(self._spec.last).shape[1]
-        tokens = self._batch.ids(self._spec.last).shape[1]
-        return lay_out(outputs, self._spec, stages[-1][0], rows, tokens, self._index is not None)
+    def expect(self, mail: Mail) -> None:
+        """Be ready for what the stage before will hand over."""
+        if not self._position:
+            return
+        (before, _), (stage, units) = self._stages[self._position - 1 : self._position + 1]
+        for name, shape in self._carried(units[0]):
+            self._expected[name] = self._begin(name, shape, before, stage, units[0])
+            mail.add(self._expected[name].receives)
 
-    def _run_units(self, stage: Stage, units: Sequence[str]) -> dict[str, Tensor]:
+    def run(self, mail: Mail) -> dict[str, Output]:
+        """Take part in this rank's stage, and hand on what the next one needs.
+
+        Returns:
+            The outputs; nothing where a later chunk will bring them.
+        """
         outputs: dict[str, Tensor] = {}
+        if self._position is not None:
+            stage, units = self._stages[self._position]
+            for name, transfer in self._expected.items():
+                got = transfer.receive()
+                if got is not None:
+                    self._state[name] = got.to(self._executor.dtype)
+            outputs = self._run_units(stage, units, mail)
+            for after, after_units in self._stages[self._position + 1 :][:1]:
+                for name, shape in self._carried(after_units[0]):
+                    transfer = self._begin(name, shape, stage, after, after_units[0])
+                    mail.add(transfer.send(self._state.get(name)))
+        tokens = self._batch.ids(self._spec.last).shape[1]
+        if self._cache is not None:
+            self._cache.length += tokens
+        if self._chunked and self._index is not None and self._chunk != self._shared.chunks[-1]:
+            return {}
+        last = self._stages[-1][0]
+        return lay_out(outputs, self._spec, last, self._shared.rows, tokens, self._index is not None)
+
+    def _run_units(self, stage: Stage, units: Sequence[str], mail: Mail) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = {}
+        traffic = self._world.traffic
         for unit in units:
             stack = self._spec.last if unit == "head" else unit.partition(".")[0]
-            with self._world.traffic.within(unit):
+            with traffic.within(unit), traffic.trace.span(COMPUTE, unit):
+                mail.poll()
                 run = self._executor.units[unit]
                 if isinstance(run, Head):
-                    split = stage.modes.head == Table.vocabulary and self._spec.head.vocabulary
-                    index = None if self._index is None else self._index[slice(*self._rows(stage))]
-                    outputs = run(self._state[stack], self._seam(stage, stack, split), index)
+                    outputs = self._read_out(run, stage, stack)
                     continue
                 if isinstance(run, Embed):
                     self._state[stack] = run(self._stream(stage, stack))
@@ -159,6 +220,20 @@ class _Pass:
                 if ends_encoder(self._spec, unit):
                     self._state["memory"] = self._publish(stage)
         return outputs
+
+    def _read_out(self, head: Head, stage: Stage, stack: str) -> dict[str, Tensor]:
+        x = self._state[stack]
+        split = stage.modes.head == Table.vocabulary and self._spec.head.vocabulary
+        seam = self._seam(stage, stack, split)
+        index = None if self._index is None else self._index[slice(*self._rows(stage))]
+        if index is None or not self._chunked:
+            return head(x, seam, index)
+        # The rows' tokens may lie in several chunks; the head reads them together, with the last.
+        picked = self._shared.picked = self._shared.picked or Picked(index)
+        picked.take(x, seam, self._chunk)
+        if self._chunk != self._shared.chunks[-1]:
+            return {}
+        return head(picked.whole(x), Whole(1), None)
 
     def _publish(self, stage: Stage) -> Tensor:
         """The encoder's output as this stage's decoder layers read it: whole where they are split by heads."""
@@ -193,20 +268,21 @@ class _Pass:
         return self._seam(stage, "enc", stage.modes.attention == BlockMode.tensor)
 
     def _seam(self, stage: Stage, stack: str, split: bool) -> Whole:
-        return seam(stage, self._executor.group, self._batch.ids(stack).shape[1], self._executor.wire, split)
+        return seam(self._executor.plan, stage, self._executor.group, self._batch.ids(stack).shape[1], split)
 
     def _rows(self, stage: Stage) -> Span:
         return stage.row_spans(self._batch.rows)[stage.position(self._world.rank)]
 
-    def _hand_over(self, before: Stage, after: Stage, unit: str, sends: list[Pending]) -> None:
-        """Send from `before` to `after` what the unit that comes next needs; this rank is on one side."""
+    def _carried(self, unit: str) -> list[tuple[str, Shape]]:
+        """What the stage that begins with `unit` needs from the one before, with its shape."""
+        found = []
         for name in carried(self._spec, unit, bool(self._offset)):
             stack = "enc" if name == "memory" else name
-            shape = (self._batch.rows, self._batch.ids(stack).shape[1], self._spec.stacks[stack].width)
+            tokens = self._batch.ids(stack).shape[1]
+            found.append((name, (self._batch.rows, tokens, self._spec.stacks[stack].width)))
+        return found
+
+    def _begin(self, name: str, shape: Shape, before: Stage, after: Stage, unit: str) -> Transfer:
+        with self._world.traffic.within(f"to {unit}"):
             source, target = lies(before, name, shape), lies(after, name, shape)
-            with self._world.traffic.within(f"to {unit}"):
-                own = self._state.get(name) if self._world.rank in before.devices else None
-                got, pending = self._world.transfer(own, source, target, self._executor.wire)
-            sends.append(pending)
-            if got is not None:
-                self._state[name] = got.to(self._executor.dtype)
+            return self._world.begin_transfer(source, target, self._executor.wire)

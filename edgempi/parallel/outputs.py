@@ -20,7 +20,11 @@ from edgempi.plan.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Output:
-    """One named result of a microbatch: this rank's box (None where it has none), and where all boxes lie."""
+    """One named result of a microbatch or of a chunk of its tokens: this rank's box (None: none), and where all lie.
+
+    Attributes:
+        rows: of the microbatch, in the batch; the outputs of one microbatch's chunks come in order.
+    """
 
     rows: Span
     tensor: Tensor | None
@@ -38,7 +42,7 @@ def lay_out(
         spec: the model.
         stage: the last one.
         rows: the microbatch's, in the batch.
-        tokens: of the pass.
+        tokens: of the pass, which may be a chunk of a prompt.
         one_token: whether the head was asked for one token of each row.
     """
     head, width = spec.head, spec.stacks[spec.last].width
@@ -67,7 +71,7 @@ def collect(world: World, outputs: Sequence[Mapping[str, Output]], targets: Sequ
     Returns:
         (B, S or 1, D) by name, in fp32, on the targets; an empty mapping elsewhere.
     """
-    whole: dict[str, list[Tensor]] = {}
+    whole: dict[str, dict[Span, list[Tensor]]] = {}
     with world.traffic.within("collect"):
         for output in outputs:
             for name, part in output.items():
@@ -76,5 +80,10 @@ def collect(world: World, outputs: Sequence[Mapping[str, Output]], targets: Sequ
                 got, pending = world.transfer(part.tensor, part.layout, layout, torch.float32)
                 pending.wait()
                 if got is not None:
-                    whole.setdefault(name, []).append(got)
-    return {name: torch.cat(parts) for name, parts in whole.items()}
+                    whole.setdefault(name, {}).setdefault(part.rows, []).append(got)
+    return {name: torch.cat([_joined(chunks) for chunks in parts.values()]) for name, parts in whole.items()}
+
+
+def _joined(chunks: Sequence[Tensor]) -> Tensor:
+    """The chunks of one microbatch, end to end; one alone is not copied."""
+    return chunks[0] if len(chunks) == 1 else torch.cat(tuple(chunks), dim=1)

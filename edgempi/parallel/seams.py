@@ -8,6 +8,7 @@ its rows and tokens are those at hand.
     replicated   local    Whole          -                 -                          all tokens
     replicated   tensor   AllReduce      -                 all-reduce                 all tokens
     tokens       tensor   GatherScatter  all-gather        reduce-scatter             all tokens
+                          Overlapped     the same, under the products (`overlap.py`)
     tokens       local    Tokens         -                 -  (keys all-gathered)     own tokens
     rows         local    Whole          -                 -                          all tokens of own rows
 
@@ -23,9 +24,10 @@ import torch
 from torch import Tensor
 
 from edgempi.comm import Group
-from edgempi.ops.linear import Linear
+from edgempi.comm.wire import Wire
+from edgempi.models.stream import Core, Inside, Project, Reach
+from edgempi.ops.linear import Linear, nothing
 from edgempi.plan.apportion import Span
-from edgempi.plan.plan import Connective, Stage
 
 
 class Whole:
@@ -34,6 +36,9 @@ class Whole:
     Args:
         tokens: how many tokens the pass has.
     """
+
+    shares_keys = False
+    """Whether keys and values are exchanged after the projection."""
 
     def __init__(self, tokens: int) -> None:
         self.inner: Span = (0, tokens)
@@ -59,6 +64,27 @@ class Whole:
         """The keys and values that this device's queries attend to."""
         return k_BTE, v_BTE
 
+    def attend(self, x: Tensor, project: Project, reach: Reach, core: Core, out: Linear) -> Tensor:
+        """Self-attention from the device's part of the stream to its part of the sum.
+
+        Args:
+            x: the device's part of the stream, (B, own S, D).
+            project: works out queries, keys and values of a span's tokens.
+            reach: up to which token a span's queries look.
+            core: attends from a span's queries, once all that they look at is projected.
+            out: the exiting product.
+        """
+        project(self.gather_inner(x), self.inner, nothing)
+        return self.leave(core(self.inner), out)
+
+    def through(self, x: Tensor, inside: Inside, out: Linear) -> Tensor:
+        """An MLP from the device's part of the stream to its part of the sum; `out` is the exiting product."""
+        return self.leave(inside(self.gather_inner(x), nothing), out)
+
+    def gather_inner(self, x: Tensor) -> Tensor:
+        """The tokens that the block's inside works on."""
+        return x
+
     def pick(self, x_BSD: Tensor, index_B: Tensor) -> Tensor:
         """One token of each row, (B, 1, D); `index_B` counts in the whole sequence."""
         return x_BSD[torch.arange(len(index_B)), index_B][:, None]
@@ -67,13 +93,13 @@ class Whole:
 class AllReduce(Whole):
     """Split blocks on a replicated stream: Megatron-LM's tensor parallelism."""
 
-    def __init__(self, tokens: int, group: Group, wire: torch.dtype) -> None:
+    def __init__(self, tokens: int, group: Group, wire: Wire) -> None:
         super().__init__(tokens)
         self._group, self._wire = group, wire
 
     def leave(self, y: Tensor, linear: Linear) -> Tensor:
         """Multiply, sum over the devices, add the bias once."""
-        return _plus(self.sum(linear.partial(y)), linear.bias)
+        return plus(self.sum(linear.partial(y)), linear.bias)
 
     def sum(self, addend: Tensor) -> Tensor:
         """The sum, on every device."""
@@ -83,7 +109,9 @@ class AllReduce(Whole):
 class Tokens(Whole):
     """Whole blocks on token shards: sequence parallelism, where only keys and values travel."""
 
-    def __init__(self, counts: Sequence[int], own: Span, group: Group, wire: torch.dtype) -> None:
+    shares_keys = True
+
+    def __init__(self, counts: Sequence[int], own: Span, group: Group, wire: Wire) -> None:
         super().__init__(sum(counts))
         self.inner = self.outer = own
         self._counts, self._group, self._wire = counts, group, wire
@@ -107,9 +135,11 @@ class Tokens(Whole):
 
 
 class GatherScatter(Tokens):
-    """Split blocks on token shards: Galaxy's hybrid model parallelism."""
+    """Split blocks on token shards: Galaxy's hybrid model parallelism, communication after computation."""
 
-    def __init__(self, counts: Sequence[int], own: Span, group: Group, wire: torch.dtype) -> None:
+    shares_keys = False
+
+    def __init__(self, counts: Sequence[int], own: Span, group: Group, wire: Wire) -> None:
         super().__init__(counts, own, group, wire)
         self.inner = (0, sum(counts))
 
@@ -117,9 +147,13 @@ class GatherScatter(Tokens):
         """All-gather the shards, and multiply by this device's columns."""
         return linear(self.gather(x), activation)
 
+    def gather_inner(self, x: Tensor) -> Tensor:
+        """All tokens, from the shards."""
+        return self.gather(x)
+
     def leave(self, y: Tensor, linear: Linear) -> Tensor:
         """Multiply by this device's rows, reduce-scatter the partial sums, add the bias to the own shard."""
-        return _plus(self.sum(linear.partial(y)), linear.bias)
+        return plus(self.sum(linear.partial(y)), linear.bias)
 
     def sum(self, addend: Tensor) -> Tensor:
         """The sum's own shard."""
@@ -130,19 +164,5 @@ class GatherScatter(Tokens):
         return k_BTE, v_BTE
 
 
-def seam(stage: Stage, group: Group, tokens: int, wire: torch.dtype, split: bool) -> Whole:
-    """The seam of a block on `stage` in a pass of `tokens` tokens; `split`: whether its weights are shared out."""
-    match stage.modes.connective:
-        case Connective.tokens:
-            all_spans = stage.token_spans(tokens)
-            counts = [stop - start for start, stop in all_spans]
-            kind = GatherScatter if split else Tokens
-            return kind(counts, all_spans[group.rank], group, wire)
-        case Connective.replicated if split:
-            return AllReduce(tokens, group, wire)
-        case _:
-            return Whole(tokens)
-
-
-def _plus(x: Tensor, bias: Tensor | None) -> Tensor:
+def plus(x: Tensor, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + bias

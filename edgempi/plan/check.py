@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import inf
 
 from edgempi.errors import UserError
 from edgempi.plan.plan import PRESETS, Block, Connective, Plan, Program, Stage, Table
-from edgempi.plan.share import device_share, holdings
+from edgempi.plan.share import device_share, holdings, with_first_layers
 from edgempi.plan.spec import ModelSpec, is_layer, stack_of
 
 WEIGHT_DTYPES = ("fp32", "bf16")
@@ -42,7 +44,8 @@ def _kept(plan: Plan, spec: ModelSpec) -> list[object]:
     for device in plan.devices:
         share = device_share(plan, spec, device)
         modes = share.stage.modes
-        slices = {name: holding.span for name, holding in holdings(share, spec).items()}
+        listed = replace(share, stage=with_first_layers(share.stage))
+        slices = {name: holding.span for name, holding in holdings(listed, spec).items()}
         splits = (modes.attention, modes.mlp, modes.embedding, modes.head)
         kept.append((share.stage.units, slices, splits, modes.connective == Connective.rows, share.stage.rows))
     return kept
@@ -56,6 +59,7 @@ def check_plan(plan: Plan, spec: ModelSpec) -> None:
             length, head shares that cut a key-value group, modes that cannot stand together.
     """
     _check_forms(plan)
+    _check_chunks(plan, spec)
     units = [unit for stage in plan.stages for unit in stage.units]
     if units != list(spec.units):
         odd = next((a for a, b in zip(units, spec.units, strict=False) if a != b), "its end")
@@ -99,6 +103,22 @@ def _check_forms(plan: Plan) -> None:
                 f"stage {index} shares", value=odd, rule="heads, columns and vocabulary rows are whole numbers, "
                 "token and row weights are numbers", remedy="Correct the shares",
             )  # fmt: skip
+
+
+def _check_chunks(plan: Plan, spec: ModelSpec) -> None:
+    weights = plan.token_chunks
+    odd = [weight for weight in weights if not isinstance(weight, int | float) or not 0 <= weight < inf]
+    if odd or (weights and not any(weights)):
+        raise UserError(
+            "plan token_chunks", value=list(weights), rule="one finite weight of zero or more for each chunk, not all "
+            "zero", remedy="Correct the weights, or leave them out",
+        )  # fmt: skip
+    if weights and spec.enc is not None:
+        raise UserError(
+            "plan token_chunks", value=f"{len(weights)} chunks for {spec.family}",
+            rule="only a causal decoder without an encoder can take a prompt chunk by chunk",
+            remedy="Leave token_chunks out",
+        )  # fmt: skip
 
 
 def _check_stage(where: str, stage: Stage, spec: ModelSpec) -> None:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from edgempi.plan.cost import Workload, predict_memory, sent_bytes, token_bytes
+from edgempi.plan.memory import predict_memory
+from edgempi.plan.messages import sent_bytes, token_bytes
 from edgempi.plan.plan import Connective, Plan, Program, Stage
 from edgempi.plan.share import DeviceShare, device_share
 from edgempi.plan.spec import ModelSpec, is_layer, stack_of
+from edgempi.plan.workload import Workload
 
 
 def explain(program: Program, spec: ModelSpec, work: Workload, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ The executor follows these to move tensors, the cost model to count their bytes.
 
 from __future__ import annotations
 
+from edgempi.plan.apportion import Span, apportion, length, spans
 from edgempi.plan.layout import Layout, Region
 from edgempi.plan.plan import Block, Plan, Stage
 from edgempi.plan.spec import ModelSpec, is_layer, stack_of
@@ -24,6 +25,13 @@ def due(plan: Plan, spec: ModelSpec, cached: bool) -> list[tuple[Stage, tuple[st
     skip = "enc." if spec.dec is not None and cached else "-"
     stages = ((stage, tuple(unit for unit in stage.units if not unit.startswith(skip))) for stage in plan.stages)
     return [(stage, units) for stage, units in stages if units]
+
+
+def chunk_spans(plan: Plan, tokens: int) -> tuple[Span, ...]:
+    """The chunks into which a pass of `tokens` tokens is cut, none of them empty; one where the plan cuts nothing."""
+    if not plan.token_chunks or len(plan.stages) == 1:
+        return ((0, tokens),)
+    return tuple(span for span in spans(apportion(tokens, plan.token_chunks)) if length(span))
 
 
 def carried(spec: ModelSpec, unit: str, cached: bool) -> list[str]:

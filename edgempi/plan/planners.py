@@ -34,6 +34,19 @@ class Forms:
     column_blocks: int = 1
     token_chunks: tuple[float, ...] = ()
 
+    def plan(self, stages: tuple[Stage, ...], microbatches: int = 1) -> Plan:
+        """A plan of these stages in these forms."""
+        return Plan(
+            stages=stages,
+            weight_dtype=self.weight_dtype,
+            wire_dtype=self.wire_dtype,
+            microbatches=microbatches,
+            column_blocks=self.column_blocks,
+            overlap=self.overlap,
+            subtiles=self.subtiles,
+            token_chunks=self.token_chunks,
+        )
+
 
 def plan_program(
     spec: ModelSpec, speeds: Sequence[float], parallel: ParallelConfig, planner: PlannerConfig, forms: Forms
@@ -59,24 +72,23 @@ def plan_program(
     groups = _groups(parallel, len(speeds))
     _refuse_unused(planner, [PRESETS[sharing] for sharing in parallel.modes])
     modes = [PRESETS[sharing] for sharing in _one_per_stage(parallel.modes, len(groups))]
-    runs = _unit_runs(spec, groups, weights, planner.layers)
+    runs = unit_runs(spec, groups, weights, planner.layers)
     stages = [
         _stage(spec, units, group, mode, [weights[d] for d in group], planner)
         for units, group, mode in zip(runs, groups, modes, strict=True)
     ]
-    prefill = Plan(
-        stages=tuple(stages),
-        weight_dtype=forms.weight_dtype,
-        wire_dtype=forms.wire_dtype,
-        microbatches=parallel.microbatches,
-        column_blocks=forms.column_blocks,
-        overlap=forms.overlap,
-        subtiles=forms.subtiles,
-        token_chunks=forms.token_chunks,
-    )
+    return program_of(forms.plan(tuple(stages), parallel.microbatches), spec, parallel.decode)
+
+
+def program_of(prefill: Plan, spec: ModelSpec, decode: Sharing | None) -> Program:
+    """The checked program of a prefill plan: `decode` replaces `hybrid` where the model writes text.
+
+    Raises:
+        UserError: the plan does not fit the model (see `plan/check.py`).
+    """
     phases = {"prefill": prefill}
     if spec.generates:
-        phases["decode"] = prefill if parallel.decode is None else with_modes(prefill, "hybrid", parallel.decode)
+        phases["decode"] = prefill if decode is None else with_modes(prefill, "hybrid", decode)
     program = Program(phases)
     check_program(program, spec)
     return program
@@ -113,7 +125,7 @@ def _one_per_stage(modes: Sequence[Sharing], stages: int) -> list[str]:
     return [mode.value for mode in modes]
 
 
-def _unit_runs(
+def unit_runs(
     spec: ModelSpec, groups: Sequence[Sequence[int]], weights: Sequence[float], fixed: Sequence[int] | None
 ) -> list[tuple[str, ...]]:
     """Cut the units into one run per stage: layers are apportioned, the rest goes with its neighbouring layer."""
@@ -171,9 +183,11 @@ def _stage(
         units=units,
         devices=tuple(group),
         modes=modes,
-        heads={n: fixed(manual.heads) or _heads(s, weights) for n, s in stacks.items()} if tensor_attention else {},
+        heads={n: fixed(manual.heads) or head_counts(s, weights) for n, s in stacks.items()}
+        if tensor_attention
+        else {},
         mlp_columns=(
-            {n: fixed(manual.mlp_columns) or _columns(s, weights) for n, s in stacks.items()} if tensor_mlp else {}
+            {n: fixed(manual.mlp_columns) or column_counts(s, weights) for n, s in stacks.items()} if tensor_mlp else {}
         ),
         vocabulary=(fixed(manual.vocabulary) or apportion(vocabulary, weights)) if split_table else (),
         tokens=(fixed(manual.tokens) or tuple(weights)) if modes.connective == Connective.tokens else (),
@@ -181,11 +195,18 @@ def _stage(
     )
 
 
-def _heads(stack: Stack, weights: Sequence[float]) -> tuple[int, ...]:
+def head_counts(stack: Stack, weights: Sequence[float]) -> tuple[int, ...]:
+    """Query heads in proportion to `weights`, those of a key-value head together."""
     return tuple(groups * stack.group for groups in apportion(stack.kv_heads, weights))
 
 
-def _columns(stack: Stack, weights: Sequence[float]) -> tuple[int, ...]:
+def column_counts(stack: Stack, weights: Sequence[float]) -> tuple[int, ...]:
+    """MLP columns in proportion to `weights`."""
+    return apportion(stack.mlp_columns, weights, column_quantum(stack, len(weights)))
+
+
+def column_quantum(stack: Stack, devices: int) -> int:
+    """The grain in which MLP columns are shared: a kernel's block, where there are many."""
     columns = stack.mlp_columns
-    coarse = columns % COLUMN_QUANTUM == 0 and columns >= 4 * COLUMN_QUANTUM * len(weights)
-    return apportion(columns, weights, COLUMN_QUANTUM if coarse else 1)
+    coarse = columns % COLUMN_QUANTUM == 0 and columns >= 4 * COLUMN_QUANTUM * devices
+    return COLUMN_QUANTUM if coarse else 1

@@ -8,14 +8,16 @@ Parameters carry edgempi's own names (`dec.3.attention.q.weight`); a family says
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import lru_cache
 from math import prod
 
 from edgempi.plan.apportion import Span, spans
 from edgempi.plan.plan import Block, Plan, Stage, Table
-from edgempi.plan.spec import ModelSpec, Stack
+from edgempi.plan.spec import ModelSpec, Stack, is_layer, stack_of
 
 
 class Axis(StrEnum):
@@ -136,8 +138,35 @@ def _span(parameter: Parameter, share: DeviceShare, unit: str) -> Span:
     return (start * parameter.grain, stop * parameter.grain)
 
 
-def inventory(spec: ModelSpec, unit: str) -> Iterator[Parameter]:
+def with_first_layers(stage: Stage) -> Stage:
+    """The stage with the first of each stack's layers alone: layers are alike, and planners look at many plans."""
+    return replace(stage, units=_first_layers(stage.units)[0])
+
+
+def layer_counts(units: tuple[str, ...]) -> Mapping[str, int]:
+    """How many layers of each stack are among `units`."""
+    return _first_layers(units)[1]
+
+
+@lru_cache(maxsize=1024)
+def _first_layers(units: tuple[str, ...]) -> tuple[tuple[str, ...], Mapping[str, int]]:
+    counts: Counter[str] = Counter()
+    kept = []
+    for unit in units:
+        if is_layer(unit):
+            counts[stack_of(unit)] += 1
+        if not is_layer(unit) or counts[stack_of(unit)] == 1:
+            kept.append(unit)
+    return tuple(kept), dict(counts)
+
+
+@lru_cache(maxsize=4096)
+def inventory(spec: ModelSpec, unit: str) -> tuple[Parameter, ...]:
     """The weights of one unit of the whole model."""
+    return tuple(_inventory(spec, unit))
+
+
+def _inventory(spec: ModelSpec, unit: str) -> Iterator[Parameter]:
     if unit == "head":
         yield from _head(spec)
         return

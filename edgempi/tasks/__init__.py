@@ -22,6 +22,9 @@ SUMMARIES = {
     "infer": "answer requests with the devices together, beside one device alone",
     "plan": "show (and save) who would own what, with predicted memory and bytes; starts no rank",
     "verify": "compare the shared model with transformers on one process, on your model and your plan",
+    "bench": "time ways of sharing in turns, beside what their computation and their bytes alone would take",
+    "profile": "measure what each device takes for a model's blocks, and each link, for planners that need times",
+    "lab": "bring up, use, check or take down the emulated LAN on this machine: up, status, run, check, down",
     "doctor": "versions, CPU, memory, clocks, latency and bandwidth of every host, and where they disagree",
 }
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
 
+from edgempi.cluster.profile import ClusterProfile
 from edgempi.comm import World, lone_world
 from edgempi.config.schema import Config, ParallelConfig, PlannerConfig, Sharing
 from edgempi.errors import UserError
@@ -21,13 +22,15 @@ from edgempi.inference.greedy import generate
 from edgempi.inference.runner import Runner
 from edgempi.models.source import read_tokenizer
 from edgempi.parallel.batch import Batch
-from edgempi.plan.cost import Workload, predict_memory
+from edgempi.plan.memory import predict_memory
 from edgempi.plan.planners import Forms, plan_program
+from edgempi.plan.workload import Workload
 from edgempi.tasks import Job
 from edgempi.tasks.answers import read_out
 from edgempi.tasks.model_job import PATIENCE, ModelJob, load, locate_model, memory_used, plan_job
 from edgempi.tasks.progress import told
 from edgempi.tasks.tables import print_plan, size, table
+from edgempi.tasks.timing import rank_times, time_cells, trace_path, write_trace
 
 FREE_SHARE = 0.8
 """One device alone is measured where the model takes no more than this of its free memory."""
@@ -56,7 +59,8 @@ def prepare(config: Config) -> dict[str, Any]:
             rule=f"the model has positions for {spec.max_tokens}",
             remedy="Shorten the request or lower data.max_new_tokens",
         )  # fmt: skip
-    return {**plan_job(config, spec, work).as_dict(), "requests": requests}
+    trace = trace_path(config.task.trace)
+    return {**plan_job(config, spec, work).as_dict(), "requests": requests, "trace": trace}
 
 
 def run(job: Job, world: World) -> dict[str, Any]:
@@ -65,9 +69,9 @@ def run(job: Job, world: World) -> dict[str, Any]:
     model_job = ModelJob.from_dict(payload)
     loaded = load(config, model_job, world)
     requests = [request["ids"] for request in payload["requests"]]
-    traffic = world.traffic
-    traffic.reset()
-    answers, seconds = _answer_all(loaded.runner, requests, config.data.max_new_tokens, "answering together")
+    trace = payload["trace"]
+    new_tokens = config.data.max_new_tokens
+    answers, seconds = _answer_all(loaded.runner, requests, new_tokens, "answering together", trace is not None)
     ranks = world.gather_json(
         {
             "host": world.host,
@@ -76,9 +80,11 @@ def run(job: Job, world: World) -> dict[str, Any]:
             "bytes_read": loaded.runner.data_bytes_read + loaded.runner.header_bytes_read,
             "load_s": loaded.load_s,
             "linear_route": loaded.runner.route,
-            **traffic.as_dict(),
+            **world.traffic.as_dict(),
+            **rank_times(world, sum(seconds), ClusterProfile.from_config(config.cluster)),
         }
     )
+    write_trace(world, trace, [row["device"] for row in payload["plan"]])
     alone: dict[str, Any] = {}
     with world.patience(PATIENCE):
         alone = world.only_on_rank_0(lambda: _alone(config, model_job, loaded.folder, requests)) or {}
@@ -95,6 +101,7 @@ def run(job: Job, world: World) -> dict[str, Any]:
         "ranks": ranks,
         "group_s": sum(seconds),
         "median_s": median(seconds),
+        "trace": trace,
         **alone,
     }
 
@@ -105,16 +112,19 @@ def report(result: dict[str, Any], console: Console) -> None:
     for answer in result["answers"]:
         console.print(f"{escape(answer['request'])}  [dim]({answer['seconds'] * 1e3:.0f} ms)[/dim]", highlight=False)
         console.print(f"    {answer['answer']}\n", markup=False, highlight=False)
+    time_columns, time_rows = time_cells(result["ranks"])
     body = [
         [
             plan["device"], rank["host"], size(rank["peak_bytes"]), size(plan["memory_bytes"]),
-            size(rank["bytes_read"]), size(rank["bytes_sent"]), f"{rank['waited_s']:.2f} s", rank["linear_route"],
+            size(rank["bytes_read"]), size(rank["bytes_sent"]), *times, rank["linear_route"],
         ]
-        for plan, rank in zip(result["plan"], result["ranks"], strict=True)
+        for plan, rank, times in zip(result["plan"], result["ranks"], time_rows, strict=True)
     ]  # fmt: skip
-    columns = ["device", "host", "peak memory", "predicted", "read", "sent", "waited", "linears"]
+    columns = ["device", "host", "peak memory", "predicted", "read", "sent", *time_columns, "linears"]
     console.print(table("Measured (memory above imports)", columns, body))
     console.print(_verdict(result))
+    if result["trace"] is not None:
+        console.print(f"Trace of the last answer: {result['trace']} (open it in ui.perfetto.dev)", markup=False)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
@@ -161,16 +171,24 @@ def _texts(config: Config) -> list[str]:
 
 
 def _answer_all(
-    runner: Runner, requests: Sequence[Sequence[int]], new_tokens: int, what: str
+    runner: Runner, requests: Sequence[Sequence[int]], new_tokens: int, what: str, traced: bool = False
 ) -> tuple[list[dict[str, Tensor]], list[float]]:
-    """Each request's raw answer and seconds; the first is run once more before, so that none pays for warming up."""
+    """Each request's raw answer and seconds; the first is run once more before, so that none pays for warming up.
+
+    `traced`: the last is recorded.
+    """
     _answer(runner, requests[0], new_tokens)
-    runner.world.traffic.reset()
-    answers, seconds = [], []
+    traffic = runner.world.traffic
+    traffic.reset()
+    answers: list[dict[str, Tensor]] = []
+    seconds = []
     for ids in told(runner.world, requests, what):
+        if traced and len(answers) == len(requests) - 1:
+            traffic.trace.start()
         start = time.perf_counter()
         answers.append(_answer(runner, ids, new_tokens))
         seconds.append(time.perf_counter() - start)
+    traffic.trace.stop()
     return answers, seconds
 
 

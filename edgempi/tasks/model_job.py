@@ -18,13 +18,17 @@ from edgempi.models.checkpoint import Checkpoint
 from edgempi.models.families import family_named
 from edgempi.models.source import locate, read_spec
 from edgempi.models.weights import check_weights
+from edgempi.plan.auto import Allowed, plan_auto
 from edgempi.plan.check import check_program
-from edgempi.plan.cost import Workload, check_budgets
 from edgempi.plan.explain import explain, headline
+from edgempi.plan.galaxy import plan_galaxy
+from edgempi.plan.memory import check_budgets
 from edgempi.plan.plan import Program
-from edgempi.plan.planners import Forms, plan_program
+from edgempi.plan.planners import Forms, plan_program, program_of
+from edgempi.plan.search import Tried
 from edgempi.plan.spec import ModelSpec
 from edgempi.plan.text import program_from_dict, program_from_yaml, program_to_dict
+from edgempi.plan.workload import Workload
 from edgempi.profiling.process import forget_peak, peak_bytes, resident_bytes
 
 PATIENCE = 20
@@ -42,6 +46,8 @@ class ModelJob:
     program: Program
     work: Workload
     explained: list[dict[str, Any]]
+    ranking: tuple[Tried, ...] = ()
+    """What `planner=auto` tried; stays with the parent."""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON types, for the payload."""
@@ -67,7 +73,7 @@ def plan_job(config: Config, spec: ModelSpec, work: Workload) -> ModelJob:
         UserError: the plan does not fit the model, the devices or their memory.
     """
     cluster = ClusterProfile.from_config(config.cluster)
-    program = _program(config, spec, cluster)
+    program, ranking = _program(config, spec, cluster, work)
     names = [device.name for device in cluster.devices]
     if len(program.prefill.devices) != cluster.size:
         raise UserError(
@@ -77,7 +83,7 @@ def plan_job(config: Config, spec: ModelSpec, work: Workload) -> ModelJob:
     check_length(spec, work.tokens, "decoder" if spec.enc and spec.dec else "request")
     check_length(spec, work.memory_tokens, "request")
     check_budgets(program.prefill, spec, work, names, [device.memory_budget_bytes for device in cluster.devices])
-    return ModelJob(spec, program, work, explain(program, spec, work, names))
+    return ModelJob(spec, program, work, explain(program, spec, work, names), ranking)
 
 
 def check_length(spec: ModelSpec, tokens: int, what: str) -> None:
@@ -146,7 +152,9 @@ def memory_used(loaded: Loaded) -> int:
     return max(0, peak_bytes() - loaded.import_bytes)
 
 
-def _program(config: Config, spec: ModelSpec, cluster: ClusterProfile) -> Program:
+def _program(
+    config: Config, spec: ModelSpec, cluster: ClusterProfile, work: Workload
+) -> tuple[Program, tuple[Tried, ...]]:
     planner = config.planner
     if planner.name is PlannerName.manual and planner.path is not None:
         try:
@@ -158,11 +166,58 @@ def _program(config: Config, spec: ModelSpec, cluster: ClusterProfile) -> Progra
             ) from error  # fmt: skip
         program = program_from_yaml(text)
         check_program(program, spec)
-        return program
+        return program, ()
     weights = config.weights.dtype.value
     wire = weights if config.wire.dtype is None else config.wire.dtype.value
+    forms = _forms(config.parallel, weights, wire)
+    if planner.name in (PlannerName.galaxy, PlannerName.auto):
+        _check_timed(config, cluster)
+    if planner.name is PlannerName.galaxy:
+        prefill = plan_galaxy(spec, work, cluster, forms)
+        return program_of(prefill, spec, config.parallel.decode), ()
+    if planner.name is PlannerName.auto:
+        wires = [wire] if config.wire.allowed is None else [allowed.value for allowed in config.wire.allowed]
+        choice = plan_auto(spec, work, cluster, weights, _allowed(config.parallel, tuple(wires)))
+        return choice.program, choice.ranking
     speeds = [device.speed for device in cluster.devices]
-    return plan_program(spec, speeds, config.parallel, planner, _forms(config.parallel, weights, wire))
+    return plan_program(spec, speeds, config.parallel, planner, forms), ()
+
+
+def _check_timed(config: Config, cluster: ClusterProfile) -> None:
+    """Refuse a planner that needs times where none were measured, or where the way of sharing is fixed already."""
+    name, weights = config.planner.name.value, config.weights.dtype.value
+    if not cluster.measured:
+        raise UserError(
+            f"planner={name}", value="no measured times of these devices and links",
+            rule="it plans from what devices and links were measured to take",
+            remedy="Run edgempi profile task.save=profile.yaml, then add cluster.profile=profile.yaml",
+        )  # fmt: skip
+    if cluster.weight_dtype != weights:
+        raise UserError(
+            "cluster.profile", value=f"measured with {cluster.weight_dtype} weights",
+            rule=f"times are for the weights of the run, which are {weights}",
+            remedy=f"Set weights={cluster.weight_dtype}, or measure again with edgempi profile weights={weights}",
+        )  # fmt: skip
+    parallel = config.parallel
+    if parallel.stages is not None or parallel.pipeline or parallel.modes != [Sharing.hybrid]:
+        raise UserError(
+            f"planner={name}", value=f"beside parallel={parallel.name}",
+            rule="galaxy shares by hybrid over all devices, and auto chooses the way of sharing itself",
+            remedy="Leave parallel= out, or choose planner=proportional",
+        )  # fmt: skip
+
+
+def _allowed(parallel: ParallelConfig, wires: tuple[str, ...]) -> Allowed:
+    """What `planner=auto` may choose: what the user fixed stays."""
+    overlapped = Overlap.icollective if parallel.overlap is Overlap.icollective else Overlap.ring
+    blocking = parallel.overlap is Overlap.blocking
+    return Allowed(
+        wires=wires,
+        overlaps=(Overlap.blocking.value,) if blocking else (overlapped.value, Overlap.blocking.value),
+        subtiles=Allowed.subtiles if parallel.subtiles is None else (parallel.subtiles,),
+        column_blocks=(parallel.column_blocks or COLUMN_BLOCKS, parallel.column_blocks or 1),
+        decode=parallel.decode,
+    )
 
 
 def _forms(parallel: ParallelConfig, weights: str, wire: str) -> Forms:

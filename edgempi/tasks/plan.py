@@ -10,8 +10,8 @@ from rich.console import Console
 from edgempi.config.files import write_atomic
 from edgempi.config.schema import Config
 from edgempi.errors import UserError
-from edgempi.plan.cost import Workload
 from edgempi.plan.text import program_to_yaml
+from edgempi.plan.workload import Workload
 from edgempi.tasks.model_job import locate_model, plan_job
 from edgempi.tasks.tables import print_plan
 

@@ -14,9 +14,9 @@ from edgempi.config.schema import Config
 from edgempi.inference.greedy import generate
 from edgempi.models.source import locate, read_config
 from edgempi.parallel.batch import Batch
-from edgempi.plan.cost import Workload
 from edgempi.plan.plan import Plan
 from edgempi.plan.spec import ModelSpec
+from edgempi.plan.workload import Workload
 from edgempi.tasks import Job
 from edgempi.tasks.model_job import PATIENCE, ModelJob, load, locate_model, plan_job
 from edgempi.tasks.tables import print_plan, table

@@ -31,6 +31,12 @@ def run(job, world):
             os.kill(os.getpid(), signal.SIGKILL)
         if deed == "sleep":
             time.sleep(600)
+        if deed == "work":
+            group, ones = world.group(0), torch.ones(1, 64, 1024)
+            sys.stdout.write(f"rank {world.rank} is at work\n")
+            sys.stdout.flush()
+            while True:
+                group.all_reduce(ones, torch.float32)
     world.barrier()
     return {
         "ranks": world.size,

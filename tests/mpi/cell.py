@@ -5,7 +5,7 @@ All cells of one rank count are measured by one mpirun (`lab.py`), so that a lau
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 from edgempi.config.schema import ParallelConfig, PlannerConfig, PlannerName, Sharing
 from edgempi.plan.plan import Program
@@ -33,6 +33,7 @@ class Cell:
         file: how the checkpoint is stored: a dtype, `/sharded` after it where it is several files.
         decode: the mode that stands for hybrid while decoding.
         mutation: of `mutations.py`: a mistake put in on purpose.
+        chunks: weights of the chunks of a prompt, `3,1,0,2`; empty: the prompt is one.
     """
 
     kind: str
@@ -45,8 +46,11 @@ class Cell:
     wire_dtype: str = "fp32"
     microbatches: int = 1
     column_blocks: int = 1
+    overlap: str = "blocking"
+    subtiles: int = 1
     decode: str = "tensor"
     mutation: str = ""
+    chunks: str = ""
 
     def __str__(self) -> str:
         unusual = (f for f in fields(self)[5:] if getattr(self, f.name) != f.default)
@@ -74,9 +78,9 @@ def program_of(cell: Cell, spec: ModelSpec) -> Program:
         microbatches=cell.microbatches,
     )
     planner = PlannerConfig(name=PlannerName.proportional, speeds=speeds)
-    program = plan_program(spec, speeds, parallel, planner, Forms(cell.weight_dtype, cell.wire_dtype))
-    phases = {name: replace(plan, column_blocks=cell.column_blocks) for name, plan in program.phases.items()}
-    return Program(phases)
+    chunks = tuple(float(weight) for weight in cell.chunks.split(",") if weight)
+    forms = Forms(cell.weight_dtype, cell.wire_dtype, cell.overlap, cell.subtiles, cell.column_blocks, chunks)
+    return plan_program(spec, speeds, parallel, planner, forms)
 
 
 def _devices(way: str, ranks: int) -> list[list[int]]:

@@ -8,7 +8,8 @@ from itertools import pairwise
 import pytest
 
 from edgempi.plan.apportion import apportion
-from edgempi.plan.cost import Workload, sent_bytes
+from edgempi.plan.messages import sent_bytes
+from edgempi.plan.workload import Workload
 from mpi.cell import INPUTS, SHARES, Cell, program_of
 from mpi.lab import Lab
 
@@ -35,6 +36,13 @@ PREDICTED = SENDING + [
     )
 ]
 
+SENDING += [
+    Cell("traffic", model, "hybrid", shares, ranks, wire_dtype=wire, overlap="ring", subtiles=2)
+    for model in ("bert", "llama")
+    for ranks, shares in ((2, "even"), (3, "uneven"), (4, "zero"))
+    for wire in ("fp32", "int8")
+]
+
 READING = [
     Cell("reading", model, "hybrid", shares, ranks)
     for model in ("gpt2", "llama", "qwen2", "t5", "bart", "bert")
@@ -58,19 +66,20 @@ def test_bytes_sent_per_layer(cell: Cell, lab: Lab) -> None:
     spec = lab.spec(cell)
     stack = spec.stacks[spec.last]
     rows, tokens, _ = INPUTS["2x13"]
-    element = 2 if cell.wire_dtype == "bf16" else 4
+
+    def row(columns: int) -> int:  # of one token in all batch rows
+        each = {"fp32": 4 * columns, "bf16": 2 * columns, "int8": columns + 4}
+        return rows * each[cell.wire_dtype]
+
     own = apportion(tokens, SHARES[cell.shares][: cell.ranks])
     equal = apportion(tokens, [1] * cell.ranks)
-    per_token = element * rows
     formulas = {
         "data": [0] * cell.ranks,
         # A reduce-scatter leaves out the own tile, an all-gather the next device's; a layer has two of each.
-        "hybrid": [2 * stack.width * per_token * both for both in _ring(own)],
-        "tensor": [2 * stack.width * per_token * both for both in _ring(equal)],
+        "hybrid": [2 * row(stack.width) * both for both in _ring(own)],
+        "tensor": [2 * row(stack.width) * both for both in _ring(equal)],
         # One all-gather, of keys and values.
-        "sequence": [
-            2 * stack.kv_heads * stack.head_dim * per_token * (tokens - after) for after in (*own[1:], own[0])
-        ],
+        "sequence": [row(2 * stack.kv_heads * stack.head_dim) * (tokens - after) for after in (*own[1:], own[0])],
     }
     expected = formulas[cell.way]
     for layer in range(stack.layers):

@@ -60,7 +60,7 @@ def test_cfg_shows_the_configuration_and_makes_no_folder(capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["infr"], "task: infr; the first word is one of infer, plan, verify, doctor. Perhaps you meant infer."),
+        (["infr"], "task: infr; the first word is one of infer, plan, verify"),
         (["cluster=local2"], "task: cluster=local2"),
         (["infer", "--jsn"], "Perhaps you meant --json"),
         (["infer", "--cfg", "jobs"], "invalid choice: 'jobs'"),

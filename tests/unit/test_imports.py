@@ -21,7 +21,7 @@ ORDER = (
     ("report",),
     ("tasks",),
     ("serve",),
-    ("inference", "finetune", "profiling"),
+    ("inference", "finetune", "profiling", "lab"),
     ("parallel",),
     ("models",),
     ("ops", "comm"),

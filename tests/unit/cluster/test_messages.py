@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from edgempi.cluster.messages import rank_report, said_once
+from edgempi.cluster.messages import is_report, rank_report, said_once
 
 FRAME = "-" * 74 + "\n"
 EXIT = [FRAME, "prterun detected that one or more processes exited with non-zero status,\n", "thus ...\n", FRAME]
@@ -26,6 +26,11 @@ def test_the_first_report_stands_for_all() -> None:
     second = rank_report(0, "pc", "Traceback:\n  boom").splitlines(keepends=True)
     assert first == ["[rank 1 on pi] Traceback:\n", "[rank 1 on pi]   boom"]
     assert list(said_once([first[0], second[0], first[1], second[1]])) == first
+
+
+def test_reports_are_known() -> None:
+    assert all(is_report(line) for line in rank_report(12, "pi", "Traceback:\n  boom").splitlines())
+    assert not any(is_report(line) for line in ("rank 1 on pi", "edgempi: [rank 1 on pi] x", KILLED[1]))
 
 
 def test_a_users_error_is_said_once_and_other_lines_may_repeat() -> None:

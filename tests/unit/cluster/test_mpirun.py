@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,20 @@ def test_openmpi_over_the_network() -> None:
     assert "--mca btl self,sm,tcp" in line
     assert "--mca btl_tcp_if_include 192.168.1.0/24" in line
     assert "-x OMP_NUM_THREADS=4" in line
+
+
+def test_openmpi_sends_tiles_between_hosts_without_a_handshake() -> None:
+    eager = "--mca btl_tcp_eager_limit 2097152 --mca btl_tcp_free_list_num 2 --mca btl_tcp_free_list_inc 2"
+    assert eager in _line(OPENMPI, LAN)
+    assert "eager" not in _line(OPENMPI, Ranks(["localhost"] * 2))
+
+
+def test_an_agent_stands_in_for_ssh_and_shared_memory_stays_out() -> None:
+    emulated = replace(LAN, agent="/run/agent")
+    line = _line(OPENMPI, emulated)
+    assert "--prtemca plm_ssh_agent /run/agent" in line and "--mca btl self,tcp" in line
+    line = _line(MPICH, replace(emulated, network="eth0"))
+    assert "-launcher ssh -launcher-exec /run/agent -hosts a:2,b:1" in line
 
 
 def test_openmpi_refuses_root_unless_told() -> None:

@@ -32,6 +32,22 @@ def test_a_launcher_that_is_killed_has_a_shells_status() -> None:
     assert run_to_the_end(["sh", "-c", "kill -9 $$"]) == 137
 
 
+def test_a_launcher_that_cannot_end_its_ranks_is_ended(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("edgempi.cluster.start.GRACE_S", 0.3)
+    start = time.monotonic()
+    assert run_to_the_end(["sh", "-c", "echo '[rank 0 on pi] stuck' >&2; echo $$; exec sleep 600"]) == 1
+    assert time.monotonic() - start < 10
+    out, err = capfd.readouterr()
+    assert err == "[rank 0 on pi] stuck\n"
+    assert not psutil.pid_exists(int(out))
+
+
+def test_a_launcher_that_ends_by_itself_keeps_its_status() -> None:
+    assert run_to_the_end(["sh", "-c", "echo '[rank 0 on pi] stuck' >&2; exit 7"]) == 7
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_whole_family(
     tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch

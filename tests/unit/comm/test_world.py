@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from edgempi.comm import Loopback, StuckError, World, lone_world
 from edgempi.comm.transport import wait_until
+from edgempi.comm.wire import FP32
 from edgempi.plan.layout import Layout, Region
 from unit.comm.threads import on_ranks
 from unit.plan.test_layout import WHOLE, layouts
@@ -40,7 +41,7 @@ def test_groups_keep_the_ranks_order() -> None:
     def run(world: World) -> tuple[int, int, list[float]]:
         group = world.group(world.rank % 2)
         mine = torch.full((1, 1, 1), float(world.rank))
-        return group.rank, group.size, group.all_gather(mine, [1] * group.size, torch.float32).flatten().tolist()
+        return group.rank, group.size, group.all_gather(mine, [1] * group.size, FP32).flatten().tolist()
 
     assert on_ranks(5, run) == [
         (0, 3, [0, 2, 4]), (0, 2, [1, 3]), (1, 3, [0, 2, 4]), (1, 2, [1, 3]), (2, 3, [0, 2, 4]),
@@ -118,6 +119,13 @@ def test_a_rank_that_never_answers(deed, said: str) -> None:
                 deed(world)
 
     on_ranks(2, run, timeout_s=0.3)
+
+
+def test_stuck_ranks_tell_who_is_silent() -> None:
+    silent = on_ranks(4, lambda world: [] if world.rank == 2 else world.silent(0.3))
+    assert silent == [[2], [2], [], [2]]
+    assert on_ranks(2, lambda world: world.silent(5.0)) == [[], []]
+    assert lone_world().silent(5.0) == []
 
 
 def test_a_wait_sleeps_and_is_bounded() -> None:

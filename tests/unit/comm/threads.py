@@ -15,6 +15,8 @@ from edgempi.comm import World
 
 Result = TypeVar("Result")
 
+COLLECTIVE = 99  # message tag: collectives match in the order of their calls
+
 
 @dataclass
 class Message:
@@ -63,8 +65,22 @@ class ThreadTransport:
             queues[key].append(message)
         return message
 
-    def done(self, requests: Sequence[Message]) -> bool:
+    def iall_gather(self, own: Tensor, whole: Tensor, nbytes: Sequence[int]) -> list[Message]:
+        parts = list(whole.split(list(nbytes)))
+        own = own.view(-1).view(torch.uint8)
+        parts[self.rank].copy_(own)
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        receives = [self.irecv(parts[rank], rank, COLLECTIVE) for rank in others]
+        return receives + [self.isend(own, rank, COLLECTIVE) for rank in others]
+
+    def iall_to_all(self, sent: Sequence[Tensor], received: Sequence[Tensor]) -> list[Message]:
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        receives = [self.irecv(received[rank], rank, COLLECTIVE) for rank in others]
+        return receives + [self.isend(sent[rank], rank, COLLECTIVE) for rank in others]
+
+    def done(self, requests: Sequence[Message | list[Message]]) -> bool:
         hub = self._hub
+        requests = [one for request in requests for one in (request if isinstance(request, list) else [request])]
         with hub.lock:
             for key, receives in list(hub.receives.items()):
                 sends = hub.sends[key]

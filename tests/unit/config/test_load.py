@@ -36,7 +36,7 @@ def test_groups_of_the_users_own(tmp_path: Path) -> None:
         ("+model.pth=x", "model.pth; there is no such key. Perhaps you meant model.path"),
         ("clustr=local2", "clustr; there is no such key. Perhaps you meant cluster"),
         ("+nonsense=1", "nonsense; there is no such key. The groups are cluster, data"),
-        ("cluster=local9", "cluster choice: local9; it is one of lan_example, local1"),
+        ("cluster=local9", "cluster choice: local9; it is one of lab_a, lab_b"),
         ("parallel=hybird", "Perhaps you meant hybrid"),
         ("cluster.ranks=two", "cluster.ranks: Value 'two' of type 'str' could not be converted to Integer"),
         ("cluster.ranks=null", "it is of type int"),

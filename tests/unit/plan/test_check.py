@@ -11,7 +11,8 @@ from edgempi.errors import UserError
 from edgempi.plan.check import check_plan, check_program
 from edgempi.plan.plan import PRESETS, Block, Connective, Plan, Program, Stage, Table
 from edgempi.plan.planners import Forms, plan_program
-from unit.plan.specs import decoder
+from edgempi.plan.spec import ModelSpec
+from unit.plan.specs import classifier, decoder, rich
 
 SPEC = decoder()
 
@@ -102,12 +103,23 @@ def test_phases_own_the_same_weights() -> None:
         ({"version": 77}, "plan version: 77"),
         ({"microbatches": 0}, "plan microbatches: 0"),
         ({"column_blocks": 1.5}, "plan column_blocks: 1.5"),
+        ({"token_chunks": (0.0, 0.0)}, r"plan token_chunks: \[0.0, 0.0\]; one finite weight"),
+        ({"token_chunks": (2.0, -1.0)}, r"plan token_chunks: \[2.0, -1.0\]; one finite weight"),
+        ({"token_chunks": (1.0, float("nan"))}, "plan token_chunks: .*; one finite weight"),
+        ({"token_chunks": ("much", 1.0)}, "plan token_chunks: .*; one finite weight"),
     ],
 )
 def test_forms_that_nobody_knows(change: dict, said: str) -> None:
     plan = plan_program(SPEC, [1.0, 1.0], ParallelConfig(), PlannerConfig(), Forms()).prefill
     with pytest.raises(UserError, match=said):
         check_plan(replace(plan, **change), SPEC)
+
+
+@pytest.mark.parametrize("spec", [classifier(), rich()], ids=["encoder", "both"])
+def test_tokens_that_see_later_ones_cannot_pass_in_chunks(spec: ModelSpec) -> None:
+    parallel = ParallelConfig(modes=[Sharing.single], pipeline=True)
+    with pytest.raises(UserError, match=r"plan token_chunks: 2 chunks for .*; only a causal decoder"):
+        plan_program(spec, [1.0, 1.0], parallel, PlannerConfig(), Forms(token_chunks=(1.0, 2.0)))
 
 
 def test_phases_with_other_modes_over_the_same_vectors() -> None:

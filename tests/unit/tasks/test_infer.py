@@ -18,6 +18,9 @@ RANK = {
     "peak_bytes": 5,
     "bytes_read": 6,
     "bytes_sent": 7,
+    "passes_s": 0.4,
+    "compute_s": 0.3,
+    "wire_s": None,
     "waited_s": 0.1,
     "linear_route": "plain",
 }
@@ -27,6 +30,7 @@ def test_markup_in_requests_and_answers() -> None:
     answer = {"request": "open the [/kitchen] [bold]blind", "answer": "[/no] [dim]tag", "seconds": 0.1}
     result: dict[str, Any] = {
         "headline": "a plan", "plan": [ROW], "answers": [answer], "ranks": [RANK], "group_s": 0.1, "median_s": 0.1,
+        "trace": None,
     }  # fmt: skip
     console = Console(file=io.StringIO(), width=200)
     infer.report(result, console)

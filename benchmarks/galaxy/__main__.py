@@ -1,0 +1,123 @@
+"""Every inference experiment of Galaxy on the emulated LAN, in one command. Needs root, as the lab does.
+
+    python -m benchmarks.galaxy                                   # all of them
+    python -m benchmarks.galaxy --only homogeneous overlap        # some
+    python -m benchmarks.galaxy --only homogeneous --models bert_large --clusters lab_a --again
+    python -m benchmarks.galaxy --report                          # tables and pictures of what was measured before
+
+Every cell leaves one JSON record; a record of the same parameters at the same commit is not measured again. Tables and
+pictures are written from the latest record of every cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.galaxy.cells import CELLS, TABLES, Cell
+from benchmarks.galaxy.measure import CellError, workshop
+from benchmarks.galaxy.plots import draw
+from benchmarks.galaxy.tables import page
+from benchmarks.record import commit, read_records, write_record
+
+RESULTS = Path(__file__).parents[1] / "results" / "galaxy"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what the command line names, then write all tables and pictures; 1 where a cell failed."""
+    asked = _parse(argv)
+    records = asked.output / "records"
+    cells = chosen(asked)
+    failed = 0 if asked.report else _measure(cells, asked, records)
+    write_report(cells, read_records(records), asked.results)
+    return 1 if failed else 0
+
+
+def chosen(asked: argparse.Namespace) -> list[Cell]:
+    """The cells that the command line names, in an order that changes labs and checkpoints seldom."""
+    cells = [
+        cell for cell in CELLS
+        if cell.table in asked.only
+        and (not asked.models or cell.model in asked.models)
+        and (not asked.clusters or cell.cluster in asked.clusters)
+        and (asked.fits or not cell.way)
+    ]  # fmt: skip
+    if asked.layers:
+        cells = [cell if cell.way else replace(cell, layers=min(asked.layers, cell.layers)) for cell in cells]
+    return sorted(cells, key=lambda cell: (TABLES.index(cell.table), bool(cell.way), cell.cluster, cell.lab))
+
+
+def write_report(cells: Sequence[Cell], records: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Write the table and the picture of every experiment of which there is a record, cells in their order."""
+    latest = {_key(record["run"]["parameters"]): record for record in records}
+    folder.mkdir(parents=True, exist_ok=True)
+    for table in TABLES:
+        keys = [_key(cell.parameters) for cell in sorted(cells, key=CELLS_ORDER) if cell.table == table]
+        found = [latest[key] for key in keys if key in latest]
+        if not found:
+            continue
+        text = page(table, found)
+        picture = folder / f"{table}.png"
+        if draw(table, found, picture):
+            text += f"\n![{table}]({picture.name})\n"
+        (folder / f"{table}.md").write_text(text)
+        print(f"{folder / table}.md")
+
+
+def CELLS_ORDER(cell: Cell) -> tuple[int, ...]:  # noqa: N802
+    """Where a cell stands in its table."""
+    same = [i for i, one in enumerate(CELLS) if replace(one, layers=0) == replace(cell, layers=0)]
+    return (same[0] if same else len(CELLS),)
+
+
+def _measure(cells: Sequence[Cell], asked: argparse.Namespace, folder: Path) -> int:
+    known = {
+        _key(record["run"]["parameters"]) for record in (read_records(folder) if folder.exists() else [])
+        if record["run"]["commit"] == commit()
+    }  # fmt: skip
+    failed = 0
+    with workshop(asked.output, asked.repeats) as shop:
+        for number, cell in enumerate(cells, 1):
+            name = f"{cell.table}: {cell.model}, {cell.cluster}, {' '.join(cell.lab)} {cell.way or 'timed'}"
+            if not asked.again and _key(cell.parameters) in known:
+                print(f"[{number}/{len(cells)}] {name}: measured before", flush=True)
+                continue
+            start = time.perf_counter()
+            try:
+                result = shop.measure(cell)
+            except CellError as error:
+                failed += 1
+                print(f"[{number}/{len(cells)}] {name}: FAILED\n{error}", file=sys.stderr, flush=True)
+                continue
+            write_record(folder, "galaxy", cell.parameters, result)
+            print(f"[{number}/{len(cells)}] {name}: {time.perf_counter() - start:.0f} s", flush=True)
+    return failed
+
+
+def _key(parameters: dict[str, Any]) -> str:
+    return json.dumps(parameters, sort_keys=True)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=TABLES, default=TABLES, metavar="NAME", help=", ".join(TABLES))
+    parser.add_argument("--models", nargs="+", help="only cells of these models")
+    parser.add_argument("--clusters", nargs="+", help="only cells of these clusters")
+    parser.add_argument("--no-fits", dest="fits", action="store_false", help="leave out the cells that decide OOM")
+    parser.add_argument("--repeats", type=int, help="rounds (default: what each experiment says)")
+    parser.add_argument("--layers", type=int, help="cut models to at most this depth (the width stays)")
+    parser.add_argument("--again", action="store_true", help="measure what was measured at this commit too")
+    parser.add_argument("--report", action="store_true", help="measure nothing, only write tables and pictures")
+    parser.add_argument("--output", type=Path, default=Path("outputs/galaxy"), help="default: %(default)s")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="default: benchmarks/results/galaxy")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,373 @@
+"""From records to Markdown: for every experiment the published figure beside ours, and how ours was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from benchmarks.galaxy import published
+from benchmarks.galaxy.published import ENVIRONMENTS, OOM
+from benchmarks.reduce import markdown
+from benchmarks.shapes import SHAPES
+
+Record = Mapping[str, Any]
+FIXED = ("M-LM", "SP", "hybrid", "published", "one device", "pipeline")
+"""Ways that `auto` must not be slower than."""
+DASH = "-"
+
+
+def page(table: str, records: Sequence[Record]) -> str:
+    """An experiment's page."""
+    title, rows = TABLES[table]
+    made = rows(records)
+    parts = [f"# {title}", markdown(made) if made else "Nothing was measured."]
+    timed = _timed(records)
+    if any(len(record["result"]["ways"]) > 2 for record in timed):
+        parts += ["All ways, in milliseconds (over the first, +-: 20th to 80th percentile):", markdown(_all_ways(timed))]
+    parts += _checks(timed)
+    return "\n\n".join([*parts, _how(records)]) + "\n"
+
+
+def way(record: Record, name: str) -> dict[str, Any] | None:
+    """What was measured of a way, or None where there is no such way or no plan fitted."""
+    found = next((one for one in record["result"]["ways"] if one["name"] == name), None)
+    return None if found is None or found["measured"] is None else found
+
+
+def seconds(record: Record, name: str) -> float | None:
+    """A way's median latency."""
+    found = way(record, name)
+    return None if found is None else float(found["measured"]["latency_s"]["p50"])
+
+
+def ratio(record: Record, slow: str, fast: str) -> float | None:
+    """How many times as fast one way is as another, the median over the rounds that they shared."""
+    a, b = way(record, slow), way(record, fast)
+    if a is None or b is None:
+        return None
+    pairs = zip(a["measured"]["rounds_s"], b["measured"]["rounds_s"], strict=True)
+    return median(x / y for x, y in pairs)
+
+
+def out_of_memory(records: Sequence[Record], model: str, cluster: str, name: str) -> bool | None:
+    """Whether the kernel killed a way under the real memory limit; None where that was not tried."""
+    for record in records:
+        asked = record["run"]["parameters"]
+        if (asked["model"], asked["cluster"], asked["way"]) == (model, cluster, name):
+            return bool(record["result"]["killed"])
+    return None
+
+
+def place(record: Record) -> dict[str, str]:
+    """The columns that say what a row is of."""
+    asked = record["run"]["parameters"]
+    whole = SHAPES[asked["model"]].layers
+    return {
+        "environment": ENVIRONMENTS.get(asked["cluster"], asked["cluster"]),
+        "model": asked["model"],
+        "layers": f"{asked['layers']} of {whole}",
+    }
+
+
+def _timed(records: Sequence[Record]) -> list[Record]:
+    return [record for record in records if not record["run"]["parameters"]["way"]]
+
+
+def _table1(records: Sequence[Record]) -> list[dict[str, str]]:
+    rows = []
+    for model in published.NANO_S:
+        times = {
+            record["run"]["parameters"]["length"]: record
+            for record in _timed(records)
+            if record["run"]["parameters"]["model"] == model
+        }
+        killed = out_of_memory(records, model, "lab_m", "hybrid")
+        fits = [r for r in records if r["run"]["parameters"]["way"] and r["run"]["parameters"]["model"] == model]
+        rows.append(
+            {
+                "model": model,
+                "published Nano-M": _seconds(published.NANO_S[model]),
+                "ours, 284 tokens": OOM if killed else _nano(times.get(284)),
+                "ours, 64 tokens": OOM if killed else _nano(times.get(64)),
+                "published memory": f"{published.MEMORY_BYTES[model] / 1e6:.0f} MB",
+                "ours, bf16": "killed" if killed else _peaks(fits),
+                "planner": DASH if not fits else ("too much" if fits[-1]["result"]["misfit"] else "fits"),
+                "published A100": f"{published.A100_S[model] * 1e3:.0f} ms",
+            }
+        )
+    return rows
+
+
+def _homogeneous(records: Sequence[Record]) -> list[dict[str, str]]:
+    rows = []
+    for record in _timed(records):
+        asked = record["run"]["parameters"]
+        key = (asked["model"], asked["cluster"])
+        over_mlm, over_sp = published.HOMOGENEOUS[key]
+        killed = {name: out_of_memory(records, *key, name) for name in ("M-LM", "SP", "hybrid")}
+        rows.append(
+            {
+                **place(record),
+                "published over M-LM": _published(over_mlm),
+                "ours over M-LM": _marked(ratio(record, "M-LM", "hybrid"), killed["M-LM"] or killed["hybrid"]),
+                "published over SP": _published(over_sp),
+                "ours over SP": _marked(ratio(record, "SP", "hybrid"), killed["SP"] or killed["hybrid"]),
+                "auto over M-LM": _number(ratio(record, "M-LM", "auto")),
+                "auto, int8 allowed": _number(ratio(record, "M-LM", "auto int8")),
+                "its latency over its floor": _over_floor(way(record, "auto int8")),
+                "out of memory (the planner's word)": _verdicts(records, *key),
+            }
+        )
+    return rows
+
+
+def _heterogeneous(records: Sequence[Record]) -> list[dict[str, str]]:
+    return [
+        {
+            **place(record),
+            "published over M-LM": f"up to {published.HETEROGENEOUS}x",
+            "hybrid, equal shares": _number(ratio(record, "M-LM", "hybrid")),
+            "published planner": _number(ratio(record, "M-LM", "published")),
+            "auto": _number(ratio(record, "M-LM", "auto")),
+            "auto, int8 allowed": _number(ratio(record, "M-LM", "auto int8")),
+            "its latency over its floor": _over_floor(way(record, "auto int8")),
+        }
+        for record in _timed(records)
+    ]
+
+
+def _bandwidth(records: Sequence[Record]) -> list[dict[str, str]]:
+    rows = []
+    for record in _timed(records):
+        baseline = _least(record, ("M-LM", "SP"))
+        row = {**place(record), "Mbit/s (nominal)": f"{nominal(record) / 1e6:g}", "best baseline ms": _ms(baseline)}
+        for name in ("hybrid", "auto", "auto int8"):
+            ours = seconds(record, name)
+            saved = None if ours is None or baseline is None else 100 * (1 - ours / baseline)
+            row[f"{name}: saved %"] = DASH if saved is None else f"{saved:.0f}"
+        row["published: saved %"] = f"up to {100 * published.BANDWIDTH:.0f}"
+        rows.append(row)
+    return rows
+
+
+def _strong(records: Sequence[Record]) -> list[dict[str, str]]:
+    return _scaling(records, {"opt_xl": published.STRONG}, weak=False)
+
+
+def _weak(records: Sequence[Record]) -> list[dict[str, str]]:
+    return _scaling(records, published.WEAK, weak=True)
+
+
+def _scaling(records: Sequence[Record], figures: Mapping[str, float], weak: bool) -> list[dict[str, str]]:
+    rows = []
+    timed = _timed(records)
+    for record in timed:
+        asked = record["run"]["parameters"]
+        devices = len(record["result"]["devices"])
+        row = {**place(record), "tokens": str(asked["length"])}
+        for name in ("M-LM", "hybrid", "auto", "auto int8"):
+            gain = scaled(timed, record, name, weak)
+            row[name] = DASH if gain is None else (f"{100 * gain:.0f} %" if weak else f"{gain:.2f}x")
+        figure = figures[asked["model"]]
+        row["published, 4 devices"] = (f"{100 * figure:.0f} %" if weak else f"{figure:.2f}x") if devices == 4 else ""
+        rows.append(row)
+    return rows
+
+
+def scaled(timed: Sequence[Record], record: Record, name: str, weak: bool) -> float | None:
+    """How many times as fast as one device (strong), or which share of linear (weak: one device's time over ours)."""
+    model = record["run"]["parameters"]["model"]
+    ones = (r for r in timed if r["run"]["parameters"]["model"] == model and len(r["result"]["devices"]) == 1)
+    one = next(ones, None)
+    ours = seconds(record, name)
+    alone = None if one is None else _least(one, ("M-LM", "hybrid", "auto"))
+    return None if ours is None or alone is None else alone / ours
+
+
+def _overlap(records: Sequence[Record]) -> list[dict[str, str]]:
+    rows = []
+    for record in _timed(records):
+        ring = way(record, "ring")
+        if ring is None:
+            continue
+        measured = ring["measured"]
+        blocks = 2 * record["run"]["parameters"]["layers"]
+        tiles = blocks * len(record["result"]["devices"]) * ring["subtiles"]
+        compute_s, wire_s = measured["compute_floor_s"], measured["wire_floor_s"]
+        tile_s = compute_s / tiles
+        rows.append(
+            {
+                **place(record),
+                "Mbit/s (nominal)": f"{nominal(record) / 1e6:g}",
+                "computation / transfer": f"{compute_s / wire_s:.2f}",
+                "hidden %": ", ".join(f"{100 * rank['hidden']:.0f}" for rank in measured["ranks"]),
+                "blocking ms": _ms(seconds(record, "blocking")),
+                "ring ms": _ms(seconds(record, "ring")),
+                "over max(compute, wire)": f"{measured['over_floor']:.2f}",
+                "block over (wire + one tile)": f"{measured['latency_s']['p50'] / blocks / (wire_s / blocks + tile_s):.2f}",
+            }
+        )
+    return rows
+
+
+def _ablation(records: Sequence[Record]) -> list[dict[str, str]]:
+    rows = []
+    for record in _timed(records):
+        for one in record["result"]["ways"]:
+            found = way(record, one["name"])
+            if found is None:
+                continue
+            measured = found["measured"]
+            rows.append(
+                {
+                    **place(record),
+                    "way": one["name"],
+                    "ms": _ms(measured["latency_s"]["p50"]),
+                    "times as fast as blocking": _number(ratio(record, "blocking", one["name"])),
+                    "over its floor": _over_floor(found),
+                    "relative error": f"{measured['relative_error']:.1e}",
+                    "same argmax": f"{100 * measured['same_argmax']:.1f} %",
+                }
+            )
+    return rows
+
+
+def _all_ways(timed: Sequence[Record]) -> list[dict[str, str]]:
+    names = list(dict.fromkeys(one["name"] for record in timed for one in record["result"]["ways"]))
+    rows = []
+    for record in timed:
+        row = {**place(record), "tokens": str(record["run"]["parameters"]["length"])}
+        for name in names:
+            found = way(record, name)
+            row[name] = DASH if found is None else _cell(found)
+        rows.append(row)
+    return rows
+
+
+def _cell(found: Mapping[str, Any]) -> str:
+    latency = found["measured"]["latency_s"]
+    spread = 50 * (latency["p80"] - latency["p20"]) / latency["p50"]
+    return f"{_ms(latency['p50'])} ({found['speed_up']['p50']:.2f}x, +-{spread:.0f} %)"
+
+
+def _checks(timed: Sequence[Record]) -> list[str]:
+    """What the planner promised: nothing is faster than `auto`, and times are as predicted."""
+    parts = []
+    losses = [loss for record in timed if (loss := auto_behind(record)) is not None]
+    if losses:
+        parts.append(f"`auto` (fp32) beside the best fixed way: at worst {100 * max(losses):+.1f} % slower.")
+    off = [
+        abs(one["predicted_off"]) for record in timed for one in record["result"]["ways"]
+        if one["measured"] is not None and one["predicted"] is not None
+    ]  # fmt: skip
+    if off:
+        parts.append(
+            f"Predicted latency: off by {100 * median(off):.1f} % in the median, {100 * max(off):.1f} % at worst, "
+            f"over {len(off)} figures."
+        )
+    lossy = [found["measured"] for record in timed if (found := way(record, "auto int8")) is not None]
+    if lossy:
+        parts.append(
+            f"With int8 allowed the output is off by at most {100 * max(m['relative_error'] for m in lossy):.2f} % "
+            f"(norm), and at least {100 * min(m['same_argmax'] for m in lossy):.1f} % of tokens keep their argmax."
+        )
+    return parts
+
+
+def auto_behind(record: Record) -> float | None:
+    """By which share `auto` is slower than the fastest fixed way (below zero: faster)."""
+    ours, best = seconds(record, "auto"), _least(record, FIXED)
+    return None if ours is None or best is None else ours / best - 1
+
+
+def nominal(record: Record) -> float:
+    """The links' rate before `time_scale`, in bits per second."""
+    return float(record["result"]["link_bits_per_s"] / record["result"]["time_scale"])
+
+
+def _how(records: Sequence[Record]) -> str:
+    """How it was measured."""
+    metas = {f"{r['meta']['cpu']}, {r['meta']['cores']} cores, torch {r['meta']['packages']['torch']}" for r in records}
+    commits = {str(record["run"]["commit"]) for record in records}
+    scales = {r["result"]["time_scale"] for r in _timed(records)}
+    memory = {r["result"]["memory_scale"] for r in _timed(records)}
+    lines = [
+        f"Machine: {'; '.join(sorted(metas))}. Commit: {', '.join(sorted(commits))}.",
+        f"Devices and links are {_list(scales)} times as fast as those published (`time_scale`), both alike; memory "
+        f"budgets are multiplied by {_list(memory)} for fp32 weights (`memory_scale`) or, where several ways are timed "
+        "in one job, lifted. Latencies are as measured, not scaled back. Depth is cut where the layers column says so, "
+        "width never.",
+        "Whether a way fits is decided by running it once, whole, with bf16 weights under the real limit: `OOM` is a "
+        "rank killed by the kernel; `OOM*` beside a figure says that it was timed with the limit lifted.",
+    ]
+    return "\n\n".join(lines)
+
+
+def _verdicts(records: Sequence[Record], model: str, cluster: str) -> str:
+    found = []
+    for record in records:
+        asked, result = record["run"]["parameters"], record["result"]
+        if asked["way"] and (asked["model"], asked["cluster"]) == (model, cluster):
+            measured, predicted = bool(result["killed"]), result["misfit"] is not None
+            found.append(f"{asked['way']}: {'yes' if measured else 'no'} ({'yes' if predicted else 'no'})")
+    return ", ".join(found) or DASH
+
+
+def _marked(value: float | None, killed: bool | None) -> str:
+    return _number(value) + (" OOM*" if killed else "")
+
+
+def _published(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.2f}"
+
+
+def _seconds(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.2f} s"
+
+
+def _nano(record: Record | None) -> str:
+    """One device's time, and what that is on the device it stands for."""
+    taken = None if record is None else seconds(record, "one device")
+    if record is None or taken is None:
+        return DASH
+    scale = record["result"]["time_scale"]
+    return f"{taken:.2f} s ({taken * scale:.2f} s at full scale)"
+
+
+def _peaks(fits: Sequence[Record]) -> str:
+    peaks = [rank["peak_bytes"] for record in fits for rank in record["result"].get("ranks", [])]
+    return f"{max(peaks) / 1e6:.0f} MB" if peaks else DASH
+
+
+def _over_floor(found: Mapping[str, Any] | None) -> str:
+    return _number(None if found is None else found["measured"]["over_floor"])
+
+
+def _least(record: Record, names: Sequence[str]) -> float | None:
+    return min((taken for name in names if (taken := seconds(record, name)) is not None), default=None)
+
+
+def _number(value: float | None) -> str:
+    return DASH if value is None else f"{value:.2f}"
+
+
+def _ms(value: float | None) -> str:
+    return DASH if value is None else f"{value * 1e3:.0f}"
+
+
+def _list(values: set[Any]) -> str:
+    return ", ".join(sorted(f"{value:g}" for value in values if value is not None)) or DASH
+
+
+TABLES = {
+    "table1": ("One Nano-M alone (Table I)", _table1),
+    "homogeneous": ("Equal devices: speed-up of hybrid with overlap", _homogeneous),
+    "heterogeneous": ("Unequal devices: speed-up over Megatron-LM", _heterogeneous),
+    "bandwidth": ("Latency over bandwidth, three Nano-M", _bandwidth),
+    "strong": ("Strong scaling", _strong),
+    "weak": ("Weak scaling", _weak),
+    "overlap": ("How much of the transfers is hidden", _overlap),
+    "ablation": ("Ablation", _ablation),
+}
+"""Title and rows of each experiment."""

@@ -1,0 +1,124 @@
+"""The hybrid seam with communication under computation: tiles of rows travel while others are multiplied.
+
+A device starts with its own tokens, whose products fill the time in which the first tiles of the others arrive, works
+on the others' tiles in the order in which the ring wants their partial sums, and ends with its own, whose products fill
+the time in which the last partial sums arrive. An MLP has no dependence between rows, so a tile goes through all of it
+in one go; attention must have projected the tokens that a tile's queries look at: all of them, or, where it is causal,
+those up to the tile's end. While a product runs, communication is polled between its blocks of weight columns.
+
+Source: Galaxy (arXiv 2405.17245), tile-based overlap of all-gather with the entering and of reduce-scatter with the
+exiting product; whole MLPs per tile and early causal queries go beyond it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from edgempi.comm import Group
+from edgempi.comm.group import Gather, Scatter
+from edgempi.comm.trace import COMPUTE
+from edgempi.comm.wire import Wire
+from edgempi.models.stream import Core, Inside, Project, Reach
+from edgempi.ops.linear import Linear, Poll
+from edgempi.parallel.seams import GatherScatter, plus
+from edgempi.plan.apportion import Span
+from edgempi.plan.tiles import cut
+
+
+class Overlapped(GatherScatter):
+    """All-gather under the entering product, reduce-scatter under the exiting one.
+
+    Args:
+        counts: tokens of each device.
+        own: this device's tokens.
+        group: the stage's ranks.
+        wire: the form in which tiles travel.
+        overlap: `ring` or `icollective`.
+        subtiles: into how many tiles a device's tokens are cut.
+    """
+
+    def __init__(self, counts: Sequence[int], own: Span, group: Group, wire: Wire, overlap: str, subtiles: int) -> None:
+        super().__init__(counts, own, group, wire)
+        self._tiles = cut(counts, subtiles)
+        self._own = self._tiles[group.rank]
+        self._overlap = overlap
+
+    def enter(self, x: Tensor, linear: Linear, activation: str = "none") -> Tensor:
+        """Multiply tile by tile, as they arrive."""
+        gather = self._gather(x)
+        y = x.new_empty(x.shape[0], self.inner[1], linear.outputs)
+        y[:, slice(*self.outer)] = linear(gather.own, activation, gather.poll)
+        for tile in gather.order:
+            y[:, slice(*tile.span)] = linear(gather.tile(tile), activation, gather.poll)
+        return y
+
+    def leave(self, y: Tensor, linear: Linear) -> Tensor:
+        """Multiply tile by tile, in the order in which the sums are wanted."""
+        scatter = self._scatter(y.shape[0], linear)
+        for tile in scatter.order:
+            scatter.give(tile, linear.partial(y[:, slice(*tile.span)], scatter.poll))
+        return self._end(scatter, y[:, slice(*self.outer)], linear, y.dtype)
+
+    def attend(self, x: Tensor, project: Project, reach: Reach, core: Core, out: Linear) -> Tensor:
+        """Project tiles as they arrive, and attend from a tile as soon as all that its queries look at is here."""
+        trace = self._group.trace
+        gather, scatter = self._gather(x), self._scatter(x.shape[0], out)
+        poll = _both(gather, scatter)
+        with trace.span(COMPUTE, "qkv own"):
+            project(gather.own, self.outer, poll)
+        coming = list(gather.order)
+
+        def take_in(needed: int) -> None:
+            for tile in [one for one in coming if one.span[0] < needed]:
+                arrived = gather.tile(tile)
+                with trace.span(COMPUTE, f"qkv of {tile.owner}"):
+                    project(arrived, tile.span, poll)
+                coming.remove(tile)
+
+        for tile in scatter.order:
+            take_in(reach(tile.span))
+            with trace.span(COMPUTE, f"attention and out of {tile.owner}"):
+                addend = out.partial(core(tile.span), poll)
+            scatter.give(tile, addend)
+        take_in(self.inner[1])
+        return self._end(scatter, core(self.outer), out, x.dtype)
+
+    def through(self, x: Tensor, inside: Inside, out: Linear) -> Tensor:
+        """Take each tile through the whole MLP in one go."""
+        trace = self._group.trace
+        gather, scatter = self._gather(x), self._scatter(x.shape[0], out)
+        poll = _both(gather, scatter)
+        with trace.span(COMPUTE, "up own"):
+            own = inside(gather.own, poll)
+        for tile in scatter.order:
+            arrived = gather.tile(tile)
+            with trace.span(COMPUTE, f"mlp of {tile.owner}"):
+                addend = out.partial(inside(arrived, poll), poll)
+            scatter.give(tile, addend)
+        return self._end(scatter, own, out, x.dtype)
+
+    def _end(self, scatter: Scatter, own: Tensor, out: Linear, dtype: torch.dtype) -> Tensor:
+        """Multiply the own tokens last, under the last partial sums; add the bias to the sum."""
+        with self._group.trace.span(COMPUTE, "exit own"):
+            addend = out.partial(own, scatter.poll)
+        first = self.outer[0]
+        for tile in self._own:
+            scatter.give(tile, addend[:, tile.span[0] - first : tile.span[1] - first])
+        return plus(scatter.finish().to(dtype), out.bias)
+
+    def _gather(self, x: Tensor) -> Gather:
+        return self._group.gather(x, self._tiles, self._wire, self._overlap)
+
+    def _scatter(self, rows: int, out: Linear) -> Scatter:
+        return self._group.scatter((rows, out.outputs), self._tiles, self._wire, self._overlap)
+
+
+def _both(gather: Gather, scatter: Scatter) -> Poll:
+    def poll() -> None:
+        gather.poll()
+        scatter.poll()
+
+    return poll

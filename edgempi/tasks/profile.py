@@ -1,0 +1,177 @@
+"""`edgempi profile`: measure every device and every link for a model and a length, for planners that need times.
+
+All devices measure at the same time, as they will work at the same time: what they share (a host, a wire) is then
+shared in the figures too.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+
+from edgempi.cluster.profile import ClusterProfile, Device, DeviceMemory, Link
+from edgempi.cluster.profile_text import profile_to_dict, profile_to_yaml, times_from_dict, times_to_dict
+from edgempi.comm import World
+from edgempi.comm.probe import shared_links
+from edgempi.config.files import write_atomic
+from edgempi.config.schema import Config
+from edgempi.errors import UserError
+from edgempi.models.source import locate, read_spec
+from edgempi.models.weights import TORCH_DTYPES
+from edgempi.plan.memory import ITEM_BYTES
+from edgempi.plan.spec import ModelSpec
+from edgempi.profiling.compute import Compute, measure_compute
+from edgempi.profiling.process import resident_bytes
+from edgempi.tasks import Job
+from edgempi.tasks.model_job import PATIENCE, check_length
+from edgempi.tasks.progress import EVERY_S, told
+from edgempi.tasks.tables import size, table
+
+ROOM_SHARE = 0.5
+"""How much of the memory that a device lends, or has free, the measured weights may take."""
+FILE = "profile.yaml"
+DEVICE_COLUMNS = (
+    "device", "linears", "GFLOP/s", "weights GB/s", "call us", "attention ns", "connective ns", "codecs ns",
+    "slowdown", "off %",
+)  # fmt: skip
+"""Times per element (of a codec: of fp32, bf16, int8), and how far the fit of linears and attention is off."""
+BLOCK_COLUMNS = ("device", "block", "share", "measured ms", "fitted ms", "error %")
+"""The share is of heads, of columns, or, in the connective block, of tokens."""
+RESIDUALS = (("linear", "median"), ("linear", "worst"), ("attention", "median"), ("attention", "worst"))
+
+
+def prepare(config: Config) -> dict[str, Any]:
+    """Read the model's configuration; find out where the profile goes."""
+    path = Path(config.task.save).expanduser() if config.task.save else Path(config.output.directory or ".") / FILE
+    if not path.parent.is_dir():
+        raise UserError(
+            "task.save", value=path, rule="its folder is there", remedy="Name a file in a folder that exists"
+        )
+    spec = read_spec(locate(config.model.path, config.model.revision))
+    check_length(spec, config.data.length, "data.length")
+    return {"spec": spec.as_dict(), "save": str(path)}
+
+
+def run(job: Job, world: World) -> dict[str, Any]:
+    """Measure this device, then the links; rank 0 saves the profile."""
+    config = job.config
+    spec = ModelSpec.from_dict(job.payload["spec"])
+    named = config.cluster.named_devices()
+    import_bytes, free_bytes = resident_bytes(), psutil.virtual_memory().available
+    lent = list(named.values())[world.rank].memory_budget_bytes
+    sharers = world.all_gather_json(world.host).count(world.host)
+    room_bytes = ROOM_SHARE * (lent or free_bytes / sharers)
+    dtype, length = config.weights.dtype.value, config.data.length
+    world.barrier()
+    compute = measure_compute(spec, TORCH_DTYPES[dtype], length, config.task.seconds, room_bytes, _teller(world))
+    memory = DeviceMemory(import_bytes, max(0, resident_bytes() - import_bytes), free_bytes)
+    with world.patience(PATIENCE):
+        measured = world.all_gather_json(_plain(compute, memory))
+    links = [Link(**link) for d in told(world, range(1, world.size), "links") for link in shared_links(world, d)]
+    if not world.leads:
+        return {}
+    devices = tuple(
+        Device(
+            name, device.host, device.speed, device.memory_budget_bytes,
+            times=times_from_dict(found["times"]), memory=DeviceMemory(**found["memory"]),
+        )
+        for (name, device), found in zip(named.items(), measured, strict=True)
+    )  # fmt: skip
+    profile = ClusterProfile(devices, tuple(links), dtype)
+    note = f"Measured on blocks of {config.model.path}, {length} tokens."
+    write_atomic(job.payload["save"], profile_to_yaml(profile, note))
+    result = profile_to_dict(profile)
+    extra = ("residuals", "blocks", "route", "slowdown", "rounds")
+    result["devices"] = [
+        {**device, **{key: found[key] for key in extra}}
+        for device, found in zip(result["devices"], measured, strict=True)
+    ]
+    return {**result, "length": length, "saved": job.payload["save"]}
+
+
+def report(result: dict[str, Any], console: Console) -> None:
+    """What each device takes, how well that says what whole blocks take, and the links."""
+    devices = result["devices"]
+    console.print(table(f"Devices ({result['weight_dtype']}, {result['length']} tokens)", DEVICE_COLUMNS, [
+        _device_row(device, ITEM_BYTES[result["weight_dtype"]]) for device in devices
+    ]))  # fmt: skip
+    console.print(table("Memory", ["device", "imports", "libraries in use", "free", "budget"], [
+        [
+            device["name"], *(size(device["memory"][key]) for key in ("import_bytes", "runtime_bytes", "free_bytes")),
+            "-" if device["memory_budget_bytes"] is None else size(device["memory_budget_bytes"]),
+        ]
+        for device in devices
+    ]))  # fmt: skip
+    rows = [row for device in devices for row in _block_rows(device)]
+    console.print(table("Blocks of one layer, measured whole and by the fits", BLOCK_COLUMNS, rows, words=2))
+    if result["links"]:
+        rows = [
+            [
+                f"{devices[link['source']]['name']} to {devices[link['target']]['name']}",
+                f"{link['latency_s'] * 1e6:.0f} us", f"{link['bits_per_s'] / 1e6:,.1f} Mbit/s",
+            ]
+            for link in result["links"]
+        ]  # fmt: skip
+        console.print(table("Links (while all send and receive)", ["from", "latency", "payload"], rows))
+    console.print(f"Saved to {result['saved']}; plan with it by cluster.profile={result['saved']}", soft_wrap=True)
+
+
+def _device_row(device: dict[str, Any], item_bytes: int) -> list[str]:
+    times, off = device["times"], device["residuals"]
+    linear = times["linear"]
+    per_element = [1e9 * times[kind]["s_per_element"] for kind in ("attention", "connective")]
+    codecs = [f"{1e9 * taken['s_per_element']:.2f}" for taken in times["wire"].values()]
+    return [
+        device["name"], device["route"], f"{_inverse(linear['s_per_flop']) / 1e9:.1f}",
+        f"{_inverse(linear['s_per_weight']) * item_bytes / 1e9:.1f}", f"{1e6 * linear['call_s']:.0f}",
+        *(f"{value:.3f}" for value in per_element), ", ".join(codecs), f"{device['slowdown']:.2f}",
+        ", ".join(f"{100 * off[kind][which]:.0f}" for kind, which in RESIDUALS),
+    ]  # fmt: skip
+
+
+def _block_rows(device: dict[str, Any]) -> list[list[str]]:
+    return [
+        [
+            device["name"], block["block"], f"{block['share']:.2f}", f"{1e3 * block['measured_s']:.2f}",
+            f"{1e3 * block['fitted_s']:.2f}", f"{100 * (block['fitted_s'] / block['measured_s'] - 1):+.1f}",
+        ]
+        for block in device["blocks"]
+    ]  # fmt: skip
+
+
+def _inverse(value: float) -> float:
+    return 1 / value if value else 0.0
+
+
+def _plain(compute: Compute, memory: DeviceMemory) -> dict[str, Any]:
+    """JSON types."""
+    return {
+        "times": times_to_dict(compute.times),
+        "memory": asdict(memory),
+        "residuals": {kind: asdict(off) for kind, off in compute.residuals.items()},
+        "blocks": [asdict(block) for block in compute.blocks],
+        "route": compute.route,
+        "slowdown": compute.slowdown,
+        "rounds": compute.rounds,
+    }
+
+
+def _teller(world: World) -> Callable[[float], None]:
+    """Says now and then how far the measuring is, on the rank that talks to a person."""
+    last = time.perf_counter()
+
+    def tell(over: float) -> None:
+        nonlocal last
+        if world.leads and time.perf_counter() - last > EVERY_S:
+            last = time.perf_counter()
+            sys.stderr.write(f"edgempi: blocks: {over:.0%} measured\n")
+            sys.stderr.flush()
+
+    return tell
