@@ -178,8 +178,17 @@ def _through_hydra(request: argparse.Namespace) -> list[int]:
             hydra.main(f"pkg://{CONFIG_MODULE}", CONFIG_NAME, version_base="1.3")(job)()
     except CONFIG_ERRORS as error:
         raise explain(error) from error
-    except OSError as error:
+    except AssertionError as error:
         if statuses:  # the job's own trouble
+            raise
+        # OmegaConf's way to say that an override's key lies in something that is null.
+        lab = [override for override in request.overrides if override.lstrip("+").startswith("cluster.lab.")]
+        raise UserError(
+            "override", value=" ".join(lab or request.overrides), rule="it sets a key of something that is null",
+            remedy="cluster.lab is there for emulated devices: add cluster=lab_a, or another of lab_a .. lab_f",
+        ) from error  # fmt: skip
+    except OSError as error:
+        if statuses:
             raise
         raise UserError(
             "run folder", value=f"{error.filename}: {error.strerror}", rule="job.yaml and result.json go there",
@@ -239,7 +248,10 @@ def _prepare_and_run(config: Config, directory: Path) -> int:
         launch = launch_command(find_mpirun(), place.ranks(config.cluster), program)
         print(shlex.join(launch), file=sys.stderr, flush=True)
         status = run_to_the_end(place.command(launch))
-    if status not in (0, FAILED, USER_ERROR):
+        starved = place.out_of_memory()
+    for sentence in starved:
+        print(f"edgempi: {sentence}", file=sys.stderr)
+    if status not in (0, FAILED, USER_ERROR) and not starved:
         print(f"edgempi: a rank was lost (status {status}): killed, or out of memory?", file=sys.stderr)
     return status
 

@@ -20,7 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.galaxy.cells import CELLS, TABLES, Cell
+import torch
+
+from benchmarks.galaxy.cells import CELLS, TABLES, Cell, gpu_cells
 from benchmarks.galaxy.measure import CellError, workshop
 from benchmarks.galaxy.plots import draw
 from benchmarks.galaxy.tables import page
@@ -41,8 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def chosen(asked: argparse.Namespace) -> list[Cell]:
     """The cells that the command line names, in an order that changes labs and checkpoints seldom."""
+    every = [*CELLS, *(gpu_cells() if torch.cuda.is_available() else [])]
     cells = [
-        cell for cell in CELLS
+        cell for cell in every
         if cell.table in asked.only
         and (not asked.models or cell.model in asked.models)
         and (not asked.clusters or cell.cluster in asked.clusters)
@@ -50,12 +53,18 @@ def chosen(asked: argparse.Namespace) -> list[Cell]:
     ]  # fmt: skip
     if asked.layers:
         cells = [cell if cell.way else replace(cell, layers=min(asked.layers, cell.layers)) for cell in cells]
-    return sorted(cells, key=lambda cell: (TABLES.index(cell.table), bool(cell.way), cell.cluster, cell.lab))
+    return sorted(cells, key=_order)
+
+
+def _order(cell: Cell) -> tuple[Any, ...]:
+    """Whole checkpoints are large and made one at a time, cut ones are kept: there, labs are what is changed seldom."""
+    place = (cell.model, cell.cluster) if cell.way else (cell.cluster, cell.lab, cell.model)
+    return (TABLES.index(cell.table), bool(cell.way), *place)
 
 
 def write_report(cells: Sequence[Cell], records: Sequence[dict[str, Any]], folder: Path) -> None:
     """Write the table and the picture of every experiment of which there is a record, cells in their order."""
-    latest = {_key(record["run"]["parameters"]): record for record in records}
+    latest = {_key(_of_cell(record)): record for record in records}
     folder.mkdir(parents=True, exist_ok=True)
     for table in TABLES:
         keys = [_key(cell.parameters) for cell in sorted(cells, key=CELLS_ORDER) if cell.table == table]
@@ -82,10 +91,11 @@ def _measure(cells: Sequence[Cell], asked: argparse.Namespace, folder: Path) -> 
         if record["run"]["commit"] == commit()
     }  # fmt: skip
     failed = 0
-    with workshop(asked.output, asked.repeats) as shop:
+    with workshop(asked.output, asked.repeats, asked.again) as shop:
         for number, cell in enumerate(cells, 1):
             name = f"{cell.table}: {cell.model}, {cell.cluster}, {' '.join(cell.lab)} {cell.way or 'timed'}"
-            if not asked.again and _key(cell.parameters) in known:
+            parameters = {**cell.parameters, "repeats": asked.repeats}
+            if not asked.again and _key(parameters) in known:
                 print(f"[{number}/{len(cells)}] {name}: measured before", flush=True)
                 continue
             start = time.perf_counter()
@@ -95,9 +105,14 @@ def _measure(cells: Sequence[Cell], asked: argparse.Namespace, folder: Path) -> 
                 failed += 1
                 print(f"[{number}/{len(cells)}] {name}: FAILED\n{error}", file=sys.stderr, flush=True)
                 continue
-            write_record(folder, "galaxy", cell.parameters, result)
+            write_record(folder, "galaxy", parameters, result)
             print(f"[{number}/{len(cells)}] {name}: {time.perf_counter() - start:.0f} s", flush=True)
     return failed
+
+
+def _of_cell(record: dict[str, Any]) -> dict[str, Any]:
+    """A record's parameters but for how often it was repeated: a table takes the latest."""
+    return {name: value for name, value in record["run"]["parameters"].items() if name != "repeats"}
 
 
 def _key(parameters: dict[str, Any]) -> str:
@@ -112,7 +127,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-fits", dest="fits", action="store_false", help="leave out the cells that decide OOM")
     parser.add_argument("--repeats", type=int, help="rounds (default: what each experiment says)")
     parser.add_argument("--layers", type=int, help="cut models to at most this depth (the width stays)")
-    parser.add_argument("--again", action="store_true", help="measure what was measured at this commit too")
+    parser.add_argument("--again", action="store_true", help="measure and profile what was measured before too")
     parser.add_argument("--report", action="store_true", help="measure nothing, only write tables and pictures")
     parser.add_argument("--output", type=Path, default=Path("outputs/galaxy"), help="default: %(default)s")
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: benchmarks/results/galaxy")

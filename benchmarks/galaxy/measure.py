@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 
 from benchmarks.checkpoint import write_checkpoint
-from benchmarks.galaxy.cells import Cell
+from benchmarks.galaxy.cells import GPU, LENGTH, Cell
+from benchmarks.galaxy.gpu import measure_gpu
 from benchmarks.measure import isolated
 from benchmarks.shapes import SHAPES
 from edgempi.lab.cgroups import Cgroups
@@ -25,6 +26,10 @@ from edgempi.lab.state import read_state
 LIMIT_S = 1200
 """The longest that one command may take."""
 LAST_LINES = 15
+TRACED = "overlap"
+"""The experiment whose runs leave traces, in their folders."""
+UNPLANNED = ("table1", "overlap")
+"""Experiments whose ways need no measured times."""
 
 
 class CellError(RuntimeError):
@@ -37,10 +42,12 @@ class Workshop:
     Args:
         folder: for checkpoints, profiles and runs.
         repeats: rounds of `time` cells; None: what the experiment says.
+        again: whether to profile clusters of which an earlier workshop left a profile.
     """
 
-    def __init__(self, folder: Path, repeats: int | None) -> None:
+    def __init__(self, folder: Path, repeats: int | None, again: bool = False) -> None:
         self._folder, self._repeats = folder.resolve(), repeats
+        self._again, self._profiled = again, set[Path]()
         self._up: tuple[str, ...] = ()
 
     def measure(self, cell: Cell) -> dict[str, Any]:
@@ -49,6 +56,8 @@ class Workshop:
         Raises:
             CellError: it failed.
         """
+        if cell.way == GPU:
+            return dict(isolated(measure_gpu, cell.model, cell.layers, cell.length))
         lab = (f"cluster={cell.cluster}", *cell.lab)
         model = self._checkpoint(cell)
         self._bring_up(lab)
@@ -60,6 +69,8 @@ class Workshop:
         if self._plans(cell):
             words.append(f"cluster.profile={self._profile(cell, lab, model)}")
         run = self._fresh("run")
+        if cell.table == TRACED:
+            words.append(f"task.trace={run / 'trace.json'}")
         edgempi("bench", *words, f"hydra.run.dir={run}")
         return {**json.loads((run / "result.json").read_text()), "lab": _lab()}
 
@@ -98,22 +109,23 @@ class Workshop:
         return result
 
     def _plans(self, cell: Cell) -> bool:
-        return cell.table != "table1"
+        return cell.table not in UNPLANNED
 
     def _profile(self, cell: Cell, lab: Sequence[str], model: Path) -> Path:
-        """The cluster measured for this model, once for each lab."""
-        path = self._folder / "profiles" / f"{cell.model}_{_key(*lab, cell.dtype, str(cell.length))}.yaml"
-        if not path.exists():
+        """The cluster measured for this model, once for each lab: its times hold for all lengths."""
+        path = self._folder / "profiles" / f"{cell.model}_{_key(*lab, cell.dtype)}.yaml"
+        if not path.exists() or (self._again and path not in self._profiled):
             path.parent.mkdir(parents=True, exist_ok=True)
-            words = [*lab, f"model.path={model}", f"data.length={cell.length}", f"task.save={path}"]
+            words = [*lab, f"model.path={model}", f"data.length={LENGTH}", f"task.save={path}"]
             edgempi("profile", *words, f"hydra.run.dir={self._fresh('profile')}")
+        self._profiled.add(path)
         return path
 
     def _checkpoint(self, cell: Cell) -> Path:
-        """A random checkpoint of the cell's shape; one of its size is kept at a time, since they are large."""
+        """A random checkpoint of the cell's shape, kept; of those that a `fit` cell runs whole, one at a time."""
         path = self._folder / "models" / f"{cell.model}_{cell.layers}_{cell.dtype}"
         if not path.exists():
-            for other in (self._folder / "models").glob(f"*_{cell.dtype}"):
+            for other in (self._folder / "models").glob("*_bf16"):
                 shutil.rmtree(other)
             making = path.with_name(path.name + ".part")
             shutil.rmtree(making, ignore_errors=True)
@@ -128,9 +140,9 @@ class Workshop:
 
 
 @contextmanager
-def workshop(folder: Path, repeats: int | None) -> Iterator[Workshop]:
+def workshop(folder: Path, repeats: int | None, again: bool = False) -> Iterator[Workshop]:
     """A workshop that leaves no lab behind."""
-    made = Workshop(folder, repeats)
+    made = Workshop(folder, repeats, again)
     try:
         yield made
     finally:

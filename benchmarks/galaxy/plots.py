@@ -10,12 +10,12 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
-from benchmarks.galaxy import published  # noqa: E402
-from benchmarks.galaxy.published import ENVIRONMENTS  # noqa: E402
-from benchmarks.galaxy.tables import Record, nominal, ratio, scaled, seconds  # noqa: E402
+from benchmarks.galaxy import published
+from benchmarks.galaxy.published import ENVIRONMENTS
+from benchmarks.galaxy.reading import Record, nominal, ratio, scaled, seconds, timed
 
 WIDTH, HEIGHT = 8.0, 4.0
 DPI = 130
@@ -23,45 +23,45 @@ DPI = 130
 
 def draw(table: str, records: Sequence[Record], path: Path) -> bool:
     """Draw an experiment's picture; whether there was anything to draw."""
-    timed = [record for record in records if not record["run"]["parameters"]["way"]]
-    if not timed:
+    cells = timed(records)
+    if not cells:
         return False
     figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT), layout="constrained")
-    _PICTURES[table](axes, timed)
+    _PICTURES[table](axes, cells)
     figure.savefig(path, dpi=DPI)
     plt.close(figure)
     return True
 
 
-def _table1(axes: Axes, timed: Sequence[Record]) -> None:
-    labels = [f"{r['run']['parameters']['model']}\n{r['run']['parameters']['length']} tokens" for r in timed]
-    ours = [(seconds(record, "one device") or 0) * record["result"]["time_scale"] for record in timed]
-    theirs = [published.NANO_S[record["run"]["parameters"]["model"]] for record in timed]
+def _table1(axes: Axes, cells: Sequence[Record]) -> None:
+    labels = [f"{r['run']['parameters']['model']}\n{r['run']['parameters']['length']} tokens" for r in cells]
+    ours = [(seconds(record, "one device") or 0) * record["result"]["time_scale"] for record in cells]
+    theirs = [published.NANO_S[record["run"]["parameters"]["model"]] for record in cells]
     _bars(axes, labels, {"ours, at full scale": ours, "published (length not stated)": theirs})
     axes.set_ylabel("latency of one Nano-M, s")
 
 
 def _speed_ups(names: Sequence[str], reference: str) -> Callable[[Axes, Sequence[Record]], None]:
-    def picture(axes: Axes, timed: Sequence[Record]) -> None:
-        bars = {name: [ratio(record, reference, name) or 0 for record in timed] for name in names}
-        if reference == "M-LM" and timed[0]["run"]["parameters"]["table"] == "homogeneous":
-            places = [(r["run"]["parameters"]["model"], r["run"]["parameters"]["cluster"]) for r in timed]
+    def picture(axes: Axes, cells: Sequence[Record]) -> None:
+        bars = {name: [ratio(record, reference, name) or 0 for record in cells] for name in names}
+        if reference == "M-LM" and cells[0]["run"]["parameters"]["table"] == "homogeneous":
+            places = [(r["run"]["parameters"]["model"], r["run"]["parameters"]["cluster"]) for r in cells]
             figures = [published.HOMOGENEOUS[key][0] for key in places]
             bars = {"published": [f if isinstance(f, float) else 0 for f in figures], **bars}
-        _bars(axes, [_label(record) for record in timed], bars)
+        _bars(axes, [_label(record) for record in cells], bars)
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set_ylabel(f"times as fast as {reference}")
 
     return picture
 
 
-def _bandwidth(axes: Axes, timed: Sequence[Record]) -> None:
-    styles = dict(zip(dict.fromkeys(r["run"]["parameters"]["model"] for r in timed), ("-", "--", ":"), strict=False))
-    names = list(dict.fromkeys(one["name"] for record in timed for one in record["result"]["ways"]))
+def _bandwidth(axes: Axes, cells: Sequence[Record]) -> None:
+    styles = dict(zip(dict.fromkeys(r["run"]["parameters"]["model"] for r in cells), ("-", "--", ":"), strict=False))
+    names = list(dict.fromkeys(one["name"] for record in cells for one in record["result"]["ways"]))
     for model, style in styles.items():
-        cells = sorted((r for r in timed if r["run"]["parameters"]["model"] == model), key=nominal)
+        own = sorted((r for r in cells if r["run"]["parameters"]["model"] == model), key=nominal)
         for index, name in enumerate(names):
-            points = [(nominal(r) / 1e6, taken) for r in cells if (taken := seconds(r, name)) is not None]
+            points = [(nominal(r) / 1e6, taken) for r in own if (taken := seconds(r, name)) is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), style, color=f"C{index}", marker="o", label=f"{model}, {name}")
     axes.set_xscale("log")
@@ -72,11 +72,11 @@ def _bandwidth(axes: Axes, timed: Sequence[Record]) -> None:
 
 
 def _scaling(weak: bool) -> Callable[[Axes, Sequence[Record]], None]:
-    def picture(axes: Axes, timed: Sequence[Record]) -> None:
-        for model in dict.fromkeys(record["run"]["parameters"]["model"] for record in timed):
-            cells = [record for record in timed if record["run"]["parameters"]["model"] == model]
+    def picture(axes: Axes, cells: Sequence[Record]) -> None:
+        for model in dict.fromkeys(record["run"]["parameters"]["model"] for record in cells):
+            own = [record for record in cells if record["run"]["parameters"]["model"] == model]
             for name in ("M-LM", "hybrid", "auto", "auto int8"):
-                found = [(len(r["result"]["devices"]), scaled(timed, r, name, weak)) for r in cells]
+                found = [(len(r["result"]["devices"]), scaled(cells, r, name, weak)) for r in own]
                 points = [(n, gain) for n, gain in found if gain is not None]
                 if points:
                     axes.plot(*zip(*points, strict=True), marker="o", label=f"{model}, {name}")
@@ -89,15 +89,17 @@ def _scaling(weak: bool) -> Callable[[Axes, Sequence[Record]], None]:
     return picture
 
 
-def _overlap(axes: Axes, timed: Sequence[Record]) -> None:
-    labels = [f"{_label(record)}\n{nominal(record) / 1e6:g} Mbit/s" for record in timed]
-    _bars(axes, labels, {name: [seconds(record, name) or 0 for record in timed] for name in ("blocking", "ring")})
+def _overlap(axes: Axes, cells: Sequence[Record]) -> None:
+    labels = [f"{_label(record)}\n{nominal(record) / 1e6:g} Mbit/s" for record in cells]
+    _bars(axes, labels, {name: [seconds(record, name) or 0 for record in cells] for name in ("blocking", "ring")})
     axes.set_ylabel("latency, s")
 
 
-def _ablation(axes: Axes, timed: Sequence[Record]) -> None:
-    names = [one["name"] for one in timed[0]["result"]["ways"]]
-    bars = {_label(record).replace("\n", ", "): [ratio(record, "blocking", name) or 0 for name in names] for record in timed}
+def _ablation(axes: Axes, cells: Sequence[Record]) -> None:
+    names = [one["name"] for one in cells[0]["result"]["ways"]]
+    bars = {
+        _label(record).replace("\n", ", "): [ratio(record, "blocking", name) or 0 for name in names] for record in cells
+    }
     _bars(axes, [name.replace(", ", ",\n") for name in names], bars)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_ylabel("times as fast as blocking")
@@ -121,7 +123,7 @@ def _label(record: Record) -> str:
 _PICTURES: dict[str, Callable[[Axes, Sequence[Record]], None]] = {
     "table1": _table1,
     "homogeneous": _speed_ups(("hybrid", "auto", "auto int8"), "M-LM"),
-    "heterogeneous": _speed_ups(("hybrid", "published", "auto", "auto int8"), "M-LM"),
+    "heterogeneous": _speed_ups(("hybrid", "galaxy planner", "auto", "auto int8"), "M-LM"),
     "bandwidth": _bandwidth,
     "strong": _scaling(weak=False),
     "weak": _scaling(weak=True),

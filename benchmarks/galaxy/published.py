@@ -1,7 +1,7 @@
 """What was published of Galaxy, as plain numbers: the figures that ours stand beside.
 
 Speed-ups are of Galaxy over Megatron-LM (M-LM) and over sequence parallelism (SP); `OOM` says that the other, or
-Galaxy itself, does not fit the devices. Sources: arXiv 2405.17245 and its slides; scaling figures from the paper's text.
+Galaxy itself, does not fit the devices. Sources: arXiv 2405.17245 and slides about it.
 """
 
 from __future__ import annotations

@@ -7,13 +7,23 @@ from statistics import median
 from typing import Any
 
 from benchmarks.galaxy import published
+from benchmarks.galaxy.cells import GPU
 from benchmarks.galaxy.published import ENVIRONMENTS, OOM
+from benchmarks.galaxy.reading import (
+    Record,
+    auto_behind,
+    least,
+    nominal,
+    out_of_memory,
+    ratio,
+    scaled,
+    seconds,
+    timed,
+    way,
+)
 from benchmarks.reduce import markdown
 from benchmarks.shapes import SHAPES
 
-Record = Mapping[str, Any]
-FIXED = ("M-LM", "SP", "hybrid", "published", "one device", "pipeline")
-"""Ways that `auto` must not be slower than."""
 DASH = "-"
 
 
@@ -22,41 +32,14 @@ def page(table: str, records: Sequence[Record]) -> str:
     title, rows = TABLES[table]
     made = rows(records)
     parts = [f"# {title}", markdown(made) if made else "Nothing was measured."]
-    timed = _timed(records)
-    if any(len(record["result"]["ways"]) > 2 for record in timed):
-        parts += ["All ways, in milliseconds (over the first, +-: 20th to 80th percentile):", markdown(_all_ways(timed))]
-    parts += _checks(timed)
+    cells = timed(records)
+    if any(len(record["result"]["ways"]) > 2 for record in cells):
+        parts += [
+            "All ways, in ms (times as fast as the first; +- from the 20th to the 80th percentile):",
+            markdown(_all_ways(cells)),
+        ]
+    parts += [*_checks(cells), *_memory_check(records)]
     return "\n\n".join([*parts, _how(records)]) + "\n"
-
-
-def way(record: Record, name: str) -> dict[str, Any] | None:
-    """What was measured of a way, or None where there is no such way or no plan fitted."""
-    found = next((one for one in record["result"]["ways"] if one["name"] == name), None)
-    return None if found is None or found["measured"] is None else found
-
-
-def seconds(record: Record, name: str) -> float | None:
-    """A way's median latency."""
-    found = way(record, name)
-    return None if found is None else float(found["measured"]["latency_s"]["p50"])
-
-
-def ratio(record: Record, slow: str, fast: str) -> float | None:
-    """How many times as fast one way is as another, the median over the rounds that they shared."""
-    a, b = way(record, slow), way(record, fast)
-    if a is None or b is None:
-        return None
-    pairs = zip(a["measured"]["rounds_s"], b["measured"]["rounds_s"], strict=True)
-    return median(x / y for x, y in pairs)
-
-
-def out_of_memory(records: Sequence[Record], model: str, cluster: str, name: str) -> bool | None:
-    """Whether the kernel killed a way under the real memory limit; None where that was not tried."""
-    for record in records:
-        asked = record["run"]["parameters"]
-        if (asked["model"], asked["cluster"], asked["way"]) == (model, cluster, name):
-            return bool(record["result"]["killed"])
-    return None
 
 
 def place(record: Record) -> dict[str, str]:
@@ -70,23 +53,22 @@ def place(record: Record) -> dict[str, str]:
     }
 
 
-def _timed(records: Sequence[Record]) -> list[Record]:
-    return [record for record in records if not record["run"]["parameters"]["way"]]
-
-
 def _table1(records: Sequence[Record]) -> list[dict[str, str]]:
     rows = []
     for model in published.NANO_S:
         times = {
             record["run"]["parameters"]["length"]: record
-            for record in _timed(records)
+            for record in timed(records)
             if record["run"]["parameters"]["model"] == model
         }
         killed = out_of_memory(records, model, "lab_m", "hybrid")
-        fits = [r for r in records if r["run"]["parameters"]["way"] and r["run"]["parameters"]["model"] == model]
+        others = [r for r in records if r["run"]["parameters"]["way"] and r["run"]["parameters"]["model"] == model]
+        fits = [record for record in others if record["run"]["parameters"]["way"] != GPU]
+        gpus = [record["result"] for record in others if record["run"]["parameters"]["way"] == GPU]
         rows.append(
             {
                 "model": model,
+                "layers": ", ".join(sorted({place(record)["layers"] for record in times.values()})) or DASH,
                 "published Nano-M": _seconds(published.NANO_S[model]),
                 "ours, 284 tokens": OOM if killed else _nano(times.get(284)),
                 "ours, 64 tokens": OOM if killed else _nano(times.get(64)),
@@ -94,6 +76,7 @@ def _table1(records: Sequence[Record]) -> list[dict[str, str]]:
                 "ours, bf16": "killed" if killed else _peaks(fits),
                 "planner": DASH if not fits else ("too much" if fits[-1]["result"]["misfit"] else "fits"),
                 "published A100": f"{published.A100_S[model] * 1e3:.0f} ms",
+                "ours, GPU, 64 tokens": f"{_ms(gpus[-1]['latency_s']['p50'])} ms ({gpus[-1]['gpu']})" if gpus else DASH,
             }
         )
     return rows
@@ -101,7 +84,7 @@ def _table1(records: Sequence[Record]) -> list[dict[str, str]]:
 
 def _homogeneous(records: Sequence[Record]) -> list[dict[str, str]]:
     rows = []
-    for record in _timed(records):
+    for record in timed(records):
         asked = record["run"]["parameters"]
         key = (asked["model"], asked["cluster"])
         over_mlm, over_sp = published.HOMOGENEOUS[key]
@@ -128,19 +111,19 @@ def _heterogeneous(records: Sequence[Record]) -> list[dict[str, str]]:
             **place(record),
             "published over M-LM": f"up to {published.HETEROGENEOUS}x",
             "hybrid, equal shares": _number(ratio(record, "M-LM", "hybrid")),
-            "published planner": _number(ratio(record, "M-LM", "published")),
+            "galaxy planner": _number(ratio(record, "M-LM", "galaxy planner")),
             "auto": _number(ratio(record, "M-LM", "auto")),
             "auto, int8 allowed": _number(ratio(record, "M-LM", "auto int8")),
             "its latency over its floor": _over_floor(way(record, "auto int8")),
         }
-        for record in _timed(records)
+        for record in timed(records)
     ]
 
 
 def _bandwidth(records: Sequence[Record]) -> list[dict[str, str]]:
     rows = []
-    for record in _timed(records):
-        baseline = _least(record, ("M-LM", "SP"))
+    for record in timed(records):
+        baseline = least(record, ("M-LM", "SP"))
         row = {**place(record), "Mbit/s (nominal)": f"{nominal(record) / 1e6:g}", "best baseline ms": _ms(baseline)}
         for name in ("hybrid", "auto", "auto int8"):
             ours = seconds(record, name)
@@ -161,13 +144,13 @@ def _weak(records: Sequence[Record]) -> list[dict[str, str]]:
 
 def _scaling(records: Sequence[Record], figures: Mapping[str, float], weak: bool) -> list[dict[str, str]]:
     rows = []
-    timed = _timed(records)
-    for record in timed:
+    cells = timed(records)
+    for record in cells:
         asked = record["run"]["parameters"]
         devices = len(record["result"]["devices"])
         row = {**place(record), "tokens": str(asked["length"])}
         for name in ("M-LM", "hybrid", "auto", "auto int8"):
-            gain = scaled(timed, record, name, weak)
+            gain = scaled(cells, record, name, weak)
             row[name] = DASH if gain is None else (f"{100 * gain:.0f} %" if weak else f"{gain:.2f}x")
         figure = figures[asked["model"]]
         row["published, 4 devices"] = (f"{100 * figure:.0f} %" if weak else f"{figure:.2f}x") if devices == 4 else ""
@@ -175,37 +158,28 @@ def _scaling(records: Sequence[Record], figures: Mapping[str, float], weak: bool
     return rows
 
 
-def scaled(timed: Sequence[Record], record: Record, name: str, weak: bool) -> float | None:
-    """How many times as fast as one device (strong), or which share of linear (weak: one device's time over ours)."""
-    model = record["run"]["parameters"]["model"]
-    ones = (r for r in timed if r["run"]["parameters"]["model"] == model and len(r["result"]["devices"]) == 1)
-    one = next(ones, None)
-    ours = seconds(record, name)
-    alone = None if one is None else _least(one, ("M-LM", "hybrid", "auto"))
-    return None if ours is None or alone is None else alone / ours
-
-
 def _overlap(records: Sequence[Record]) -> list[dict[str, str]]:
     rows = []
-    for record in _timed(records):
+    for record in timed(records):
         ring = way(record, "ring")
         if ring is None:
             continue
         measured = ring["measured"]
         blocks = 2 * record["run"]["parameters"]["layers"]
-        tiles = blocks * len(record["result"]["devices"]) * ring["subtiles"]
+        devices = len(record["result"]["devices"])
+        tiles = blocks * devices * ring["subtiles"]
         compute_s, wire_s = measured["compute_floor_s"], measured["wire_floor_s"]
-        tile_s = compute_s / tiles
+        block_s, tile_s = measured["latency_s"]["p50"] / blocks, compute_s / tiles
         rows.append(
             {
                 **place(record),
                 "Mbit/s (nominal)": f"{nominal(record) / 1e6:g}",
-                "computation / transfer": f"{compute_s / wire_s:.2f}",
+                "tile: computation / transfer": f"{compute_s / wire_s * (devices - 1) / devices:.2f}",
                 "hidden %": ", ".join(f"{100 * rank['hidden']:.0f}" for rank in measured["ranks"]),
                 "blocking ms": _ms(seconds(record, "blocking")),
                 "ring ms": _ms(seconds(record, "ring")),
                 "over max(compute, wire)": f"{measured['over_floor']:.2f}",
-                "block over (wire + one tile)": f"{measured['latency_s']['p50'] / blocks / (wire_s / blocks + tile_s):.2f}",
+                "block over (wire + one tile)": f"{block_s / (wire_s / blocks + tile_s):.2f}",
             }
         )
     return rows
@@ -213,7 +187,7 @@ def _overlap(records: Sequence[Record]) -> list[dict[str, str]]:
 
 def _ablation(records: Sequence[Record]) -> list[dict[str, str]]:
     rows = []
-    for record in _timed(records):
+    for record in timed(records):
         for one in record["result"]["ways"]:
             found = way(record, one["name"])
             if found is None:
@@ -233,10 +207,10 @@ def _ablation(records: Sequence[Record]) -> list[dict[str, str]]:
     return rows
 
 
-def _all_ways(timed: Sequence[Record]) -> list[dict[str, str]]:
-    names = list(dict.fromkeys(one["name"] for record in timed for one in record["result"]["ways"]))
+def _all_ways(cells: Sequence[Record]) -> list[dict[str, str]]:
+    names = list(dict.fromkeys(one["name"] for record in cells for one in record["result"]["ways"]))
     rows = []
-    for record in timed:
+    for record in cells:
         row = {**place(record), "tokens": str(record["run"]["parameters"]["length"])}
         for name in names:
             found = way(record, name)
@@ -248,17 +222,18 @@ def _all_ways(timed: Sequence[Record]) -> list[dict[str, str]]:
 def _cell(found: Mapping[str, Any]) -> str:
     latency = found["measured"]["latency_s"]
     spread = 50 * (latency["p80"] - latency["p20"]) / latency["p50"]
-    return f"{_ms(latency['p50'])} ({found['speed_up']['p50']:.2f}x, +-{spread:.0f} %)"
+    chose = f"; {found['sharing']}, {found['wire']}" if found["name"].startswith("auto") else ""
+    return f"{_ms(latency['p50'])} ({found['speed_up']['p50']:.2f}x, +-{spread:.0f} %{chose})"
 
 
-def _checks(timed: Sequence[Record]) -> list[str]:
+def _checks(cells: Sequence[Record]) -> list[str]:
     """What the planner promised: nothing is faster than `auto`, and times are as predicted."""
     parts = []
-    losses = [loss for record in timed if (loss := auto_behind(record)) is not None]
+    losses = [loss for record in cells if (loss := auto_behind(record)) is not None]
     if losses:
         parts.append(f"`auto` (fp32) beside the best fixed way: at worst {100 * max(losses):+.1f} % slower.")
     off = [
-        abs(one["predicted_off"]) for record in timed for one in record["result"]["ways"]
+        abs(one["predicted_off"]) for record in cells for one in record["result"]["ways"]
         if one["measured"] is not None and one["predicted"] is not None
     ]  # fmt: skip
     if off:
@@ -266,7 +241,7 @@ def _checks(timed: Sequence[Record]) -> list[str]:
             f"Predicted latency: off by {100 * median(off):.1f} % in the median, {100 * max(off):.1f} % at worst, "
             f"over {len(off)} figures."
         )
-    lossy = [found["measured"] for record in timed if (found := way(record, "auto int8")) is not None]
+    lossy = [found["measured"] for record in cells if (found := way(record, "auto int8")) is not None]
     if lossy:
         parts.append(
             f"With int8 allowed the output is off by at most {100 * max(m['relative_error'] for m in lossy):.2f} % "
@@ -275,23 +250,21 @@ def _checks(timed: Sequence[Record]) -> list[str]:
     return parts
 
 
-def auto_behind(record: Record) -> float | None:
-    """By which share `auto` is slower than the fastest fixed way (below zero: faster)."""
-    ours, best = seconds(record, "auto"), _least(record, FIXED)
-    return None if ours is None or best is None else ours / best - 1
-
-
-def nominal(record: Record) -> float:
-    """The links' rate before `time_scale`, in bits per second."""
-    return float(record["result"]["link_bits_per_s"] / record["result"]["time_scale"])
+def _memory_check(records: Sequence[Record]) -> list[str]:
+    """Predicted peaks beside measured ones, where a way ran alone under its real limit."""
+    ranks = [rank for record in records for rank in record["result"].get("ranks", [])]
+    off = [rank["predicted_bytes"] / rank["peak_bytes"] - 1 for rank in ranks if rank["peak_bytes"]]
+    if not off:
+        return []
+    return [f"Predicted peak memory of `fit` runs: {100 * min(off):+.0f} % to {100 * max(off):+.0f} % of the measured."]
 
 
 def _how(records: Sequence[Record]) -> str:
     """How it was measured."""
     metas = {f"{r['meta']['cpu']}, {r['meta']['cores']} cores, torch {r['meta']['packages']['torch']}" for r in records}
     commits = {str(record["run"]["commit"]) for record in records}
-    scales = {r["result"]["time_scale"] for r in _timed(records)}
-    memory = {r["result"]["memory_scale"] for r in _timed(records)}
+    scales = {r["result"]["time_scale"] for r in timed(records)}
+    memory = {r["result"]["memory_scale"] for r in timed(records)}
     lines = [
         f"Machine: {'; '.join(sorted(metas))}. Commit: {', '.join(sorted(commits))}.",
         f"Devices and links are {_list(scales)} times as fast as those published (`time_scale`), both alike; memory "
@@ -342,10 +315,6 @@ def _peaks(fits: Sequence[Record]) -> str:
 
 def _over_floor(found: Mapping[str, Any] | None) -> str:
     return _number(None if found is None else found["measured"]["over_floor"])
-
-
-def _least(record: Record, names: Sequence[str]) -> float | None:
-    return min((taken for name in names if (taken := seconds(record, name)) is not None), default=None)
 
 
 def _number(value: float | None) -> str:

@@ -12,7 +12,13 @@ from collections.abc import Iterable, Iterator
 _REPORT = re.compile(r"\[rank (\d+) on ")
 _FRAME = "-" * 74  # around a notice of Open MPI
 _NOTICES = ("exited with non-zero status", "MPI_ABORT was invoked", '"abort"')
-_MPICH_ABORT = "application called MPI_Abort("
+_PEER = re.compile(r"unexpectedly disconnected.*Peer host:\s*(\S+)", re.DOTALL)
+"""In a notice of Open MPI's; others follow as its abort closes more connections, and accuse the innocent."""
+_FATAL = re.compile(r"\[[^]]+\] \*\*\* ")  # what Open MPI's error handler adds to it
+_NOISE = (
+    "application called MPI_Abort(",  # MPICH
+    "plm:ssh: Warning: setpgid",  # Open MPI, where its agent was quicker than the launcher
+)
 
 
 def rank_report(rank: int, host: str, text: str) -> str:
@@ -42,15 +48,22 @@ def said_once(lines: Iterable[str]) -> Iterator[str]:
 
 def _without_notices(lines: Iterable[str]) -> Iterator[str]:
     held: list[str] = []
+    lost: str | None = None
     for line in lines:
         line = line.replace("\0", "")  # Open MPI ends a notice with one
         framed = line.strip() == _FRAME
         if held or framed:
             held.append(line)
             if framed and len(held) > 1:
-                if not any(phrase in text for text in held for phrase in _NOTICES):
+                peer = _PEER.search("".join(held))
+                if peer and lost is None:
+                    lost = peer[1]
+                    yield f"edgempi: the rank on {lost} is gone: its connection closed\n"
+                elif not peer and not any(phrase in text for text in held for phrase in _NOTICES):
                     yield from held
                 held = []
-        elif line and _MPICH_ABORT not in line:
+        elif lost is not None and _FATAL.match(line):
+            continue
+        elif line and not any(noise in line for noise in _NOISE):
             yield line
     yield from held

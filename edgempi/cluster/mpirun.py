@@ -132,7 +132,8 @@ def _mpich_options(ranks: Ranks) -> list[str]:
         return [*options, "-launcher", "fork", "-hosts", "localhost"]
     options += ["-launcher", "ssh"]
     if ranks.agent is not None:
-        options += ["-launcher-exec", ranks.agent]
+        # Emulated hosts share a machine, and shall not notice (MPICH over UCX, and over libfabric).
+        options += ["-launcher-exec", ranks.agent, "-genv", "UCX_TLS", "tcp,self", "-genv", "FI_PROVIDER", "tcp"]
     options += ["-hosts", ",".join(f"{host}:{count}" for host, count in _runs(ranks.hosts))]
     if ranks.network is None:
         return options

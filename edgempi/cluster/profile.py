@@ -53,16 +53,18 @@ class DeviceTimes:
 
     Attributes:
         linear: every linear layer, its bias and activation included.
-        attention: the core, softmax(QK^T)V, and what stands between it and the linears, by H q t D; a causal pass in
-            which all tokens meet at once leaves out what is hidden, and counts t (t + 1) / 2 pairs for q t.
+        attention: the core, softmax(QK^T)V, and what stands between it and the linears, by H q t D.
         connective: residual add and norm, by elements of the stream.
         wire: by wire dtype: encode one tile and decode and add another, by elements of the tile.
+        causal_share: where all tokens of a causal pass meet at once, the part of the q t pairs that the kernel works
+            out: a half at best, and more where it leaves out whole blocks only.
     """
 
     linear: LinearTime
     attention: ElementTime
     connective: ElementTime
     wire: Mapping[str, ElementTime] = field(default_factory=dict)
+    causal_share: float = 0.5
 
 
 @dataclass(frozen=True)

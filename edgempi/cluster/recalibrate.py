@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from edgempi.cluster.profile import ClusterProfile, Device, DeviceTimes, ElementTime, LinearTime
+from edgempi.cluster.profile import ClusterProfile, Device, ElementTime, LinearTime
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def _slower(device: Device, factor: float) -> Device:
     if times is None:
         return device
     linear = times.linear
-    scaled = DeviceTimes(
+    scaled = replace(
+        times,
         linear=LinearTime(linear.call_s * factor, linear.s_per_flop * factor, linear.s_per_weight * factor),
         attention=_scaled(times.attention, factor),
         connective=_scaled(times.connective, factor),

@@ -21,6 +21,8 @@ GRACE_S = 5.0
 """How long the ranks may take to end when asked, or the launcher once a rank has failed, before they are killed."""
 
 
+HASTE_S = 0.5
+"""The same for ranks whose launcher has had its time already."""
 ABANDONED = 1
 """The status of a launcher that had to be ended after a rank's report: that of any failure."""
 
@@ -50,21 +52,23 @@ def run_to_the_end(command: Sequence[str]) -> int:
         env=_environment(),
     )
     assert process.stderr is not None
-    abandon = threading.Timer(GRACE_S, _end, (process,))
-    forwarder = threading.Thread(target=_forward, args=(process.stderr, abandon), daemon=True)
+    abandoned = threading.Event()
+    deadline = threading.Timer(GRACE_S, _abandon, (process, abandoned))
+    forwarder = threading.Thread(target=_forward, args=(process.stderr, deadline), daemon=True)
     forwarder.start()
     try:
-        with _signals_raise():
+        with signals_raise():
             status = process.wait()
     except BaseException:
         _end(process)
         raise
     finally:
-        abandon.cancel()
+        deadline.cancel()
+    if abandoned.is_set():
+        deadline.join()
+        return ABANDONED
     forwarder.join(GRACE_S)
-    if status >= 0:
-        return status
-    return ABANDONED if abandon.ident else 128 - status
+    return status if status >= 0 else 128 - status
 
 
 def _environment() -> dict[str, str]:
@@ -76,17 +80,19 @@ def _environment() -> dict[str, str]:
     return {**terminal, **os.environ}
 
 
-def _forward(lines: IO[str], abandon: threading.Timer) -> None:
+def _forward(lines: IO[str], deadline: threading.Timer) -> None:
     for line in said_once(lines):
         # A rank that reports aborts the job; but where a host cannot be reached any more, the launcher waits forever.
-        if is_report(line) and not abandon.ident:
-            abandon.start()
+        if is_report(line) and not deadline.ident:
+            deadline.start()
         sys.stderr.write(line)
         sys.stderr.flush()
 
 
 @contextmanager
-def _signals_raise() -> Iterator[None]:
+def signals_raise() -> Iterator[None]:
+    """Meanwhile a signal that asks this process to stop raises `StoppedError`; the main thread must call."""
+
     def stop(number: int, frame: FrameType | None) -> None:
         raise StoppedError(number)
 
@@ -98,14 +104,19 @@ def _signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _abandon(process: subprocess.Popen[str], abandoned: threading.Event) -> None:
+    abandoned.set()
+    _end(process, HASTE_S)
+
+
+def _end(process: subprocess.Popen[str], grace_s: float | None = None) -> None:
     # Listed before the launcher goes: ranks that it abandons are no longer its children.
     try:
         family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     except psutil.NoSuchProcess:
         family = []
     process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=GRACE_S)
+    _, alive = psutil.wait_procs(family, timeout=GRACE_S if grace_s is None else grace_s)
     for member in alive:
         member.kill()
     psutil.wait_procs(alive, timeout=GRACE_S)

@@ -37,7 +37,6 @@ class Gather(Protocol):
     """An all-gather under way; see `rings.RingGather`."""
 
     order: list[Tile]
-    own: Tensor
 
     def poll(self) -> None: ...
 
@@ -120,20 +119,13 @@ class Group:
             wire: the form in which tiles travel.
 
         Returns:
-            (B, sum(counts), D) in the dtype of `x_BSD`; equal on all devices to the last bit.
+            (B, sum(counts), D) in the dtype of `x_BSD`: the own tile as it is, the others as the wire rounds them.
         """
         if self.size == 1:
             return x_BSD
-        B, _, D = x_BSD.shape
-        shapes = [(B, count, D) for count in counts]
-        tiles = [wire.buffer(shape) for shape in shapes]
-        tiles[self.rank] = wire.encode(x_BSD)
-        for step in range(self.size - 1):
-            sent, received = (self.rank - step) % self.size, (self.rank - 1 - step) % self.size
-            self._pass_on(tiles[sent], tiles[received], "all-gather")
-        self._post.drain()
-        whole = torch.cat([wire.decode(*pair) for pair in zip(tiles, shapes, strict=True)], dim=1)
-        return whole.to(x_BSD.dtype)
+        parts = self._spread(x_BSD, counts, wire)
+        parts[self.rank] = x_BSD
+        return torch.cat(parts, dim=1)
 
     def reduce_scatter(self, x_BSD: Tensor, counts: Sequence[int], wire: Wire) -> Tensor:
         """Sum the devices' tensors, and keep this device's tile of the sum.
@@ -168,7 +160,20 @@ class Group:
         Collective: every rank of the group. Blocks. The result is equal on all devices to the last bit.
         """
         counts = apportion(x_BSD.shape[1], [1.0] * self.size)
-        return self.all_gather(self.reduce_scatter(x_BSD, counts, wire), counts, wire)
+        total = self.reduce_scatter(x_BSD, counts, wire)
+        return total if self.size == 1 else torch.cat(self._spread(total, counts, wire), dim=1)
+
+    def _spread(self, x_BSD: Tensor, counts: Sequence[int], wire: Wire) -> list[Tensor]:
+        """All tiles as the wire rounds them, the own one too."""
+        B, _, D = x_BSD.shape
+        shapes = [(B, count, D) for count in counts]
+        tiles = [wire.buffer(shape) for shape in shapes]
+        tiles[self.rank] = wire.encode(x_BSD)
+        for step in range(self.size - 1):
+            sent, received = (self.rank - step) % self.size, (self.rank - 1 - step) % self.size
+            self._pass_on(tiles[sent], tiles[received], "all-gather")
+        self._post.drain()
+        return [wire.decode(*pair).to(x_BSD.dtype) for pair in zip(tiles, shapes, strict=True)]
 
     def _pass_on(self, sent: Tensor, received: Tensor, what: str) -> None:
         post = self._post

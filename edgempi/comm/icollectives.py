@@ -31,7 +31,6 @@ class CollectiveGather:
         self._chunks: list[Any] = []
         self._chunk_of = {tile: j for owned in tiles for j, tile in enumerate(owned)}
         self._buffers: dict[Tile, Tensor] = {}
-        own = []
         for j in range(_chunks(tiles)):
             parts = [self._encoded(owned, j) for owned in tiles]
             whole = torch.empty(sum(part.nbytes for part in parts), dtype=torch.uint8)
@@ -41,12 +40,10 @@ class CollectiveGather:
                 tile = tiles[post.rank][j]
                 first = tiles[post.rank][0].span[0]
                 mine = wire.encode(x_BSD[:, tile.span[0] - first : tile.span[1] - first])
-                own.append(wire.decode(mine, self._shape(tile)))
             for owned, part, place in zip(tiles, parts, cuts, strict=True):
                 if j < len(owned):
                     self._buffers[owned[j]] = place.view(part.dtype).view(part.shape)
             self._chunks.append(post.all_gather(mine, whole, [part.nbytes for part in parts]))
-        self.own = torch.cat(own, dim=1).to(self._dtype) if own else x_BSD
 
     def poll(self) -> None:
         """Drive communication."""

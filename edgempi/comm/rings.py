@@ -45,14 +45,9 @@ class RingGather:
         self._arrived: dict[Tile, Tensor] = {}
         for tile in self.order:
             self._waiting.append((tile, post.receive(wire.buffer(self._shape(tile)), post.before, GATHER)))
-        own = []
         for tile in tiles[post.rank]:
             first = tiles[post.rank][0].span[0]
-            buffer = wire.encode(x_BSD[:, tile.span[0] - first : tile.span[1] - first])
-            post.send(buffer, post.after, GATHER)
-            own.append(wire.decode(buffer, self._shape(tile)))
-        self.own = torch.cat(own, dim=1).to(self._dtype) if own else x_BSD
-        """The own tokens as the other devices see them, rounded alike (B, own S, D)."""
+            post.send(wire.encode(x_BSD[:, tile.span[0] - first : tile.span[1] - first]), post.after, GATHER)
 
     def poll(self) -> None:
         """Drive communication, and pass on what has arrived."""

@@ -1,4 +1,4 @@
-"""The forms in which tensors travel: rounded to a floating-point dtype, or int8 with a scale for each row.
+"""The forms in which tensors travel: rounded to a floating-point dtype, or int8 with scales for groups of columns.
 
 A form turns a tensor into one contiguous buffer and back; sums are always taken on what comes out of `decode`.
 Shapes: B batch rows, S tokens, D columns; a "row" of int8 is one token of one batch row.
@@ -11,11 +11,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from edgempi.plan.messages import SCALE_BYTES, int8_groups, tile_bytes
+
 Shape = tuple[int, int, int]
 """(rows, tokens, columns) of a tile."""
 
 LARGEST = 127
-SCALE_BYTES = 4
 
 
 class Wire(Protocol):
@@ -64,9 +65,11 @@ class Cast:
 
 
 class Int8Rows:
-    """Each row as 8-bit integers times one fp32 scale, the row's largest magnitude over 127.
+    """Each row as 8-bit integers, with a bf16 scale for every group of columns: the group's largest magnitude over 127.
 
-    A row's error is at most half a step, largest / 254 per element. What is not finite stays so: the scale carries it.
+    Group j of a row of D columns in n groups holds the columns j, j + n, j + 2n ..., so that every step works on whole
+    vectors. An element errs by at most half a step, or by the rounding of the scale where it is the largest. What is
+    not finite stays so: the scale carries it.
     """
 
     name = "int8"
@@ -74,29 +77,38 @@ class Int8Rows:
     def encode(self, x_BSD: Tensor) -> Tensor:
         """The scales of all rows, then the integers."""
         x = x_BSD.float()
-        buffer = self.buffer((x.shape[0], x.shape[1], x.shape[2]))
-        scales, codes = self._parts(buffer, x.shape[0], x.shape[1], x.shape[2])
-        if x.numel():
-            low, high = torch.aminmax(x, dim=-1, keepdim=True)
-            torch.maximum(high, -low, out=scales).div_(LARGEST)
-            # A row of zeros has scale zero; any divisor will do for it.
-            codes.copy_((x / scales.clamp_min(torch.finfo(torch.float32).tiny)).round_())
+        B, S, D = x.shape
+        buffer = self.buffer((B, S, D))
+        if not x.numel():
+            return buffer
+        scales, codes = self._parts(buffer, (B, S, D))
+        x = x.reshape(codes.shape)
+        scales.copy_(x.abs().amax(dim=1, keepdim=True).div_(LARGEST))
+        # A group of zeros has scale zero; any divisor will do for it.
+        factors = scales.float().clamp_min_(torch.finfo(torch.float32).tiny).reciprocal_()
+        codes.copy_(torch.mul(x, factors).round_().clamp_(-LARGEST, LARGEST))
         return buffer
 
     def buffer(self, shape: Shape) -> Tensor:
         """Bytes."""
         B, S, D = shape
-        return torch.empty(B * S * (SCALE_BYTES + D), dtype=torch.uint8)
+        return torch.empty(tile_bytes("int8", B * S, D), dtype=torch.uint8)
 
     def decode(self, buffer: Tensor, shape: Shape) -> Tensor:
         """(B, S, D) in fp32."""
-        scales, codes = self._parts(buffer, *shape)
-        return codes * scales
+        if 0 in shape:
+            return torch.empty(shape)
+        scales, codes = self._parts(buffer, shape)
+        return torch.mul(codes, scales.float()).view(shape)
 
     @staticmethod
-    def _parts(buffer: Tensor, B: int, S: int, D: int) -> tuple[Tensor, Tensor]:
-        cut = B * S * SCALE_BYTES
-        return buffer[:cut].view(torch.float32).view(B, S, 1), buffer[cut:].view(torch.int8).view(B, S, D)
+    def _parts(buffer: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
+        """Scales (B S, 1, groups) and integers (B S, columns of a group, groups), as views."""
+        B, S, D = shape
+        groups = int8_groups(D)
+        cut = B * S * groups * SCALE_BYTES
+        scales = buffer[:cut].view(torch.bfloat16).view(B * S, 1, groups)
+        return scales, buffer[cut:].view(torch.int8).view(B * S, D // groups, groups)
 
 
 FP32, BF16, INT8 = Cast(torch.float32), Cast(torch.bfloat16), Int8Rows()

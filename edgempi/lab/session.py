@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from edgempi.cluster.mpirun import Ranks
+from edgempi.cluster.start import signals_raise
 from edgempi.config.files import write_atomic
 from edgempi.config.schema import ClusterConfig
 from edgempi.errors import UserError
@@ -19,8 +20,8 @@ from edgempi.lab.layout import HEAD, Lan, describe
 from edgempi.lab.state import LabState
 from edgempi.lab.tools import check_tools
 
-LAUNCHER_BYTES = 32 * 2**20
-"""What the launcher's own process on a device may take of its memory, beside the rank."""
+LAUNCHER_BYTES = 16 * 2**20
+"""What the launcher's processes on a device (3 MB were seen) and the kernel may take of its memory, beside the rank."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,11 @@ class Place:
 
     Args:
         lab: the lab that is lent, or None.
+        killed: how many processes each of its devices had killed for want of memory, before the job.
     """
 
     lab: LabState | None = None
+    killed: Mapping[str, int] = field(default_factory=dict)
 
     def ranks(self, cluster: ClusterConfig) -> Ranks:
         """What to start: one rank per device."""
@@ -46,6 +49,15 @@ class Place:
     def command(self, launch: Sequence[str]) -> list[str]:
         """The argv of a launcher, to be run where it can reach the devices."""
         return list(launch) if self.lab is None else agent_words(HEAD, launch)
+
+    def out_of_memory(self) -> list[str]:
+        """A sentence for each device on which the job was killed because it went over the device's memory."""
+        groups = None if self.lab is None else Cgroups.of_machine()
+        return [
+            f"{host} ran out of memory: a process went over {groups.memory_limit(host) / 1e6:.0f} MB and was killed"
+            for host, before in self.killed.items()
+            if groups is not None and groups.kills(host) > before
+        ]
 
     def end(self) -> None:
         """Kill what a job may have left behind on the devices."""
@@ -65,14 +77,14 @@ def place_for(cluster: ClusterConfig, what: str) -> Iterator[Place]:
         yield Place()
         return
     lan = describe(cluster)
-    check_tools()
-    with state.exclusive(what):
+    with hold(what):
         up = state.read_state()
-        if up is not None and up.kept:
+        if up is not None and up.kept and _is_whole(up):
             _check_same(up.lan, lan)
         else:
             up = bring_up(lan, kept=False)
-        place = Place(up)
+        groups = Cgroups.of_machine()
+        place = Place(up, {host: groups.kills(host) for host in lan.hosts})
         place.end()  # whatever a job left whose parent was killed
         try:
             yield place
@@ -80,6 +92,14 @@ def place_for(cluster: ClusterConfig, what: str) -> Iterator[Place]:
             place.end()
             if not up.kept:
                 tear_down()
+
+
+@contextmanager
+def hold(what: str) -> Iterator[None]:
+    """Hold the machine's lab, and let a signal to stop raise, so that what was begun is undone."""
+    check_tools()
+    with state.exclusive(what), signals_raise():
+        yield
 
 
 def bring_up(lan: Lan, kept: bool) -> LabState:
@@ -134,6 +154,11 @@ def find_remains() -> list[str]:
         *map(str, Cgroups.of_machine().found()),
         *([str(state.STATE)] if state.STATE.exists() else []),
     ]
+
+
+def _is_whole(up: LabState) -> bool:
+    # Somebody may have deleted a namespace by hand.
+    return {network.namespace(host) for host in up.lan.hosts} <= set(network.found_namespaces())
 
 
 def _check_same(up: Lan, wanted: Lan) -> None:

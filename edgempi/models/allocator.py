@@ -31,3 +31,10 @@ def returning() -> Iterator[None]:
     finally:
         libc.mallopt(MMAP_THRESHOLD, LARGEST_BYTES)
         libc.mallopt(TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def give_back() -> None:
+    """Return what is free to the system now, so that what stays resident is in use."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)

@@ -50,7 +50,7 @@ class Overlapped(GatherScatter):
         """Multiply tile by tile, as they arrive."""
         gather = self._gather(x)
         y = x.new_empty(x.shape[0], self.inner[1], linear.outputs)
-        y[:, slice(*self.outer)] = linear(gather.own, activation, gather.poll)
+        y[:, slice(*self.outer)] = linear(x, activation, gather.poll)
         for tile in gather.order:
             y[:, slice(*tile.span)] = linear(gather.tile(tile), activation, gather.poll)
         return y
@@ -68,7 +68,7 @@ class Overlapped(GatherScatter):
         gather, scatter = self._gather(x), self._scatter(x.shape[0], out)
         poll = _both(gather, scatter)
         with trace.span(COMPUTE, "qkv own"):
-            project(gather.own, self.outer, poll)
+            project(x, self.outer, poll)
         coming = list(gather.order)
 
         def take_in(needed: int) -> None:
@@ -92,7 +92,7 @@ class Overlapped(GatherScatter):
         gather, scatter = self._gather(x), self._scatter(x.shape[0], out)
         poll = _both(gather, scatter)
         with trace.span(COMPUTE, "up own"):
-            own = inside(gather.own, poll)
+            own = inside(x, poll)
         for tile in scatter.order:
             arrived = gather.tile(tile)
             with trace.span(COMPUTE, f"mlp of {tile.owner}"):

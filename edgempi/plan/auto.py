@@ -25,7 +25,7 @@ from edgempi.plan.messages import ELEMENT_BYTES
 from edgempi.plan.pipes import Pipes
 from edgempi.plan.plan import PRESETS, Block, Connective, Modes, Plan, Program
 from edgempi.plan.planners import Forms, plan_program, program_of
-from edgempi.plan.search import FEW, Draft, Search, Tried, best_of
+from edgempi.plan.search import FEW, Draft, Score, Search, Tried, best_of
 from edgempi.plan.spec import ModelSpec
 from edgempi.plan.workload import Workload
 
@@ -110,16 +110,16 @@ class _Auto:
         )
         self._drafts = Drafts(self._spec, self._work, self._cluster, self._plain)
         self._pipes = Pipes(self._drafts, self._spec, self._work)
-        self._scored: list[tuple[float, Draft]] = []
+        self._scored: list[tuple[Score, Draft]] = []
 
     def try_everything(self) -> None:
         """Presets, then drafts, then the finalists in every form and refined."""
         few = self._cluster.size <= FEW
         for plan in self._presets():
-            self._search.seconds(plan)
+            self._search.score(plan)
         for devices in self._subsets():
             for draft in self._all_drafts(devices):
-                self._scored.append((self._search.seconds(draft.plan), draft))
+                self._scored.append((self._search.score(draft.plan), draft))
         count, most = (FINALISTS, REFINEMENTS) if few else (FINALISTS_OF_MANY, REFINEMENTS_OF_MANY)
         for draft in best_of(self._scored, count):
             chosen = self._best_form(draft)
@@ -184,7 +184,7 @@ class _Auto:
     def _best_form(self, draft: Draft) -> Draft:
         stage = max(draft.plan.stages, key=lambda stage: len(stage.units))
         drafts = [replace(draft, forms=forms) for forms in self._forms(stage.modes, self._allowed.wires)]
-        return min(drafts, key=lambda one: self._search.seconds(one.plan))
+        return min(drafts, key=lambda one: self._search.score(one.plan))
 
     def _presets(self) -> Iterator[Plan]:
         """What the other planners give, and pipelines of two groups, as far as they can be made."""

@@ -66,7 +66,7 @@ def balance(total: int, costs: Sequence[Cost], most: Sequence[int]) -> tuple[int
 def attention_cost(times: DeviceTimes, stack: Stack, rows: int, tokens: int) -> Cost:
     """Of self-attention on all tokens, by key-value head with its queries."""
     group, size = stack.group, stack.head_dim
-    pairs = tokens * (tokens + 1) / 2 if stack.causal else float(tokens * tokens)
+    pairs = tokens * tokens * (times.causal_share if stack.causal else 1.0)
     weights = (2 * group + 2) * size * stack.width * (2 if stack.cross else 1)
     per_unit = weights * (2 * rows * tokens * times.linear.s_per_flop + times.linear.s_per_weight)
     per_unit += rows * pairs * group * size * times.attention.s_per_element

@@ -7,6 +7,7 @@ and in proportion to speed. Devices that take no part are stages without units.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import permutations
 from math import inf
 
 from edgempi.cluster.profile import ClusterProfile, DeviceTimes
@@ -15,7 +16,7 @@ from edgempi.plan.balance import Cost, attention_cost, balance, head_cost, layer
 from edgempi.plan.memory import predict_memory, unit_bytes
 from edgempi.plan.plan import PRESETS, Block, Connective, Modes, Plan, Stage, Table
 from edgempi.plan.planners import Forms, column_quantum
-from edgempi.plan.search import Draft, Vectors
+from edgempi.plan.search import FEW, Draft, Vectors
 from edgempi.plan.spec import ModelSpec
 from edgempi.plan.workload import Workload
 
@@ -27,6 +28,8 @@ COLUMNS_ONLY = Modes(Connective.tokens, Block.sequence, Block.tensor, Table.voca
 
 VOCABULARY_GRAINS = 64
 """Into how many pieces the vocabulary is thought to be cut when its shares are refined."""
+TIGHT = 0.95
+"""Above what part of what a device lends its share may have been cut for memory's sake."""
 MEMORY_ROUNDS = 4
 """How often shares are cut anew to fit into memory."""
 
@@ -83,15 +86,43 @@ class Drafts:
             splits = list(dict.fromkeys([apportion(total, speeds), apportion(total, [1.0] * len(devices))]))
         for tokens in splits:
             start: dict[str, tuple[int, ...]] = {"tokens": tokens} if tokens else {}
-            vectors = self._balanced(devices, modes, forms, start)
-            grains = {what: self._grain(what, len(devices)) for what in vectors if self._takes_time(what)}
-            moving = {what: vectors[what] for what in grains}
-            fixed = {what: counts for what, counts in vectors.items() if what not in grains}
+            balanced = self._balanced(devices, modes, forms, start)
+            tight = self._fills_up(devices, modes, forms, balanced)
+            yield self._draft(devices, modes, forms, balanced, tight)
+            if tight and len(devices) <= FEW:
+                # Heads are coarse: one more or less here or there may let columns fit where they are faster.
+                for heads in self._other_heads(balanced):
+                    vectors = self._balanced(devices, modes, forms, {**start, **heads})
+                    yield self._draft(devices, modes, forms, vectors, tight)
 
-            def build(vectors: Vectors, forms: Forms, fixed: Vectors = fixed) -> Plan:
-                return self.group_plan(tuple(devices), modes, {**fixed, **vectors}, forms)
+    def _draft(self, devices: Sequence[int], modes: Modes, forms: Forms, vectors: Vectors, tight: bool) -> Draft:
+        grains = {what: self._grain(what, len(devices)) for what in vectors if self._takes_time(what)}
+        fixed = {what: counts for what, counts in vectors.items() if what not in grains}
 
-            yield Draft(moving, grains, forms, build)
+        def build(moving: Vectors, forms: Forms) -> Plan:
+            plan = self.group_plan(tuple(devices), modes, {**fixed, **moving}, forms)
+            if tight and "vocabulary" in fixed:  # what costs no time goes where the rest leaves room
+                room = self._room(plan, devices, {"vocabulary": fixed["vocabulary"]})
+                words = self._shares_of_words(devices, room)
+                return self.group_plan(tuple(devices), modes, {**fixed, **moving, "vocabulary": words}, forms)
+            return plan
+
+        return Draft({what: vectors[what] for what in grains}, grains, forms, build)
+
+    def _fills_up(self, devices: Sequence[int], modes: Modes, forms: Forms, vectors: Vectors) -> bool:
+        """Whether memory, and not speed, may have set a device's share."""
+        plan = self.group_plan(tuple(devices), modes, vectors, forms)
+        return any(self._need(plan, device) > TIGHT * self.lent(device) for device in devices)
+
+    def _other_heads(self, vectors: Vectors) -> Iterator[Vectors]:
+        """The head shares in which one key-value head is at another device."""
+        for name, stack in self._spec.stacks.items():
+            counts = vectors.get(f"{name} heads", ())
+            for giver, taker in permutations(range(len(counts)), 2):
+                if counts[giver]:
+                    moved = list(counts)
+                    moved[giver], moved[taker] = moved[giver] - stack.group, moved[taker] + stack.group
+                    yield {f"{name} heads": tuple(moved)}
 
     def group_plan(self, devices: tuple[int, ...], modes: Modes, vectors: Vectors, forms: Forms) -> Plan:
         """The plan of one group with these shares."""
@@ -116,16 +147,23 @@ class Drafts:
         vectors = self._shares(devices, modes, start, [inf] * len(devices))
         for _ in range(MEMORY_ROUNDS):
             plan = self.group_plan(tuple(devices), modes, vectors, forms)
-            needs = [predict_memory(plan, self._spec, device, self._work).peak for device in devices]
-            budgets = [self.lent(device) for device in devices]
-            if all(need <= budget for need, budget in zip(needs, budgets, strict=True)):
+            if all(self._need(plan, device) <= self.lent(device) for device in devices):
                 break
-            room = []
-            for place, (need, budget) in enumerate(zip(needs, budgets, strict=True)):
-                shared = sum(vectors[what][place] * size for what, size in self._unit_bytes.items() if what in vectors)
-                room.append(max(0.0, budget - (need - shared)))
-            vectors = self._shares(devices, modes, start, room)
+            vectors = self._shares(devices, modes, start, self._room(plan, devices, vectors))
         return vectors
+
+    def _room(self, plan: Plan, devices: Sequence[int], vectors: Vectors) -> list[float]:
+        """The bytes that each device has for these shares: what it lends, less what else the plan takes there."""
+        room = []
+        for place, device in enumerate(devices):
+            shared = sum(vectors[what][place] * size for what, size in self._unit_bytes.items() if what in vectors)
+            room.append(max(0.0, self.lent(device) - (self._need(plan, device) - shared)))
+        return room
+
+    def _shares_of_words(self, devices: Sequence[int], room: Sequence[float]) -> tuple[int, ...]:
+        most = [most_units(free, self._unit_bytes["vocabulary"], self._words) for free in room]
+        costs = self._word_costs([self.times(device) for device in devices])
+        return balance(self._words, costs, most) or apportion(self._words, [n + 1 for n in most])
 
     def _shares(self, devices: Sequence[int], modes: Modes, start: Vectors, room: Sequence[float]) -> Vectors:
         """Heads first, whose grain is coarse; columns and vocabulary fit into what memory is left."""
@@ -135,7 +173,8 @@ class Drafts:
         def share(what: str, total: int, grain: int, costs: Sequence[Cost]) -> None:
             size = self._unit_bytes[what] * grain
             most = [most_units(free, size, total // grain) for free in left]
-            counts = balance(total // grain, costs, most) or apportion(total // grain, [n + 1 for n in most])
+            given = tuple(count // grain for count in start.get(what, ()))
+            counts = given or balance(total // grain, costs, most) or apportion(total // grain, [n + 1 for n in most])
             for place, count in enumerate(counts):
                 left[place] -= count * size
             vectors[what] = tuple(count * grain for count in counts)
@@ -151,8 +190,11 @@ class Drafts:
                 costs = [mlp_cost(t, stack, rows, self._tokens[name]).of(grain) for t in times]
                 share(f"{name} columns", stack.mlp_columns, grain, costs)
         if Table.vocabulary in (modes.embedding, modes.head):
-            share("vocabulary", self._words, 1, self._word_costs(times))
+            vectors["vocabulary"] = self._shares_of_words(devices, left)
         return vectors
+
+    def _need(self, plan: Plan, device: int) -> int:
+        return predict_memory(plan, self._spec, device, self._work).peak
 
     @property
     def _words(self) -> int:

@@ -59,7 +59,9 @@ def headline(plan: Plan, spec: ModelSpec, work: Workload) -> str:
     stacks = " + ".join(f"{stack.layers} {name} layers" for name, stack in spec.stacks.items())
     forms = f"weights {plan.weight_dtype}, wire {plan.wire_dtype}"
     size = f"{work.rows} x {work.tokens} tokens"
-    return f"{spec.family}, {stacks}, {plan.name} over {len(plan.devices)} devices, {forms}, planned for {size}"
+    count, everyone = len(plan.working), len(plan.devices)
+    devices = f"{everyone} devices" if count == everyone else f"{count} of {everyone} devices"
+    return f"{spec.family}, {stacks}, {plan.name} over {devices}, {forms}, planned for {size}"
 
 
 def _layers(stage: Stage) -> str:

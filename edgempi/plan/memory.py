@@ -6,7 +6,7 @@ Asserted against measured peaks in tests. Notation: B rows, S tokens, h width.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -81,11 +81,39 @@ def _weights(share: DeviceShare, spec: ModelSpec) -> tuple[int, int]:
         linears: Counter[str] = Counter()
         for parameter in inventory(spec, unit):
             if parameter.name in held:  # a tied weight is loaded where it is met first
-                linears[_linear_of(parameter.name)] += held.pop(parameter.name).elements
-        kept = sum(linears.values())
-        total += kept * (layers[stack_of(unit)] if is_layer(unit) else 1)
+                elements = held.pop(parameter.name).elements
+                linears[_linear_of(parameter.name)] += elements
+                total += elements * _copies(layers, unit, parameter.name)
         highest = max(highest, total + max(linears.values(), default=0))
     return total, max(0, highest - total)
+
+
+def weight_bytes_by_block(plan: Plan, spec: ModelSpec, device: int) -> dict[str, int]:
+    """The bytes of weights that a device keeps, by the kind of block that reads them; norms are the connective's."""
+    share = device_share(plan, spec, device)
+    layers = layer_counts(share.stage.units)
+    listed = replace(share, stage=with_first_layers(share.stage))
+    held = holdings(listed, spec)
+    found: Counter[str] = Counter()
+    for unit in listed.stage.units:
+        for parameter in inventory(spec, unit):
+            if parameter.name in held:
+                elements = held.pop(parameter.name).elements * _copies(layers, unit, parameter.name)
+                found[_block_of(unit, parameter.name)] += elements * ITEM_BYTES[plan.weight_dtype]
+    return {block: nbytes for block, nbytes in found.items() if nbytes}
+
+
+def _copies(layers: Mapping[str, int], unit: str, name: str) -> int:
+    """How many weights the one that is listed stands for; a table that all layers share is named by none of them."""
+    return layers[stack_of(unit)] if is_layer(unit) and name.startswith(f"{unit}.") else 1
+
+
+def _block_of(unit: str, name: str) -> str:
+    if unit == "head" or unit.endswith(".embed"):
+        return "head" if unit == "head" else "embedding"
+    if ".norm." in name or unit.endswith(".norm"):
+        return "connective"
+    return "mlp" if ".mlp." in name else "attention"
 
 
 def _linear_of(name: str) -> str:

@@ -145,6 +145,11 @@ class Plan:
         """Every device that owns a share, in rank order."""
         return tuple(sorted(device for stage in self.stages for device in stage.devices))
 
+    @property
+    def working(self) -> tuple[int, ...]:
+        """The devices that have units to run, in rank order."""
+        return tuple(sorted(device for stage in self.stages if stage.units for device in stage.devices))
+
     def stage_of(self, device: int) -> Stage:
         """The stage that a world rank works in."""
         return next(stage for stage in self.stages if device in stage.devices)
@@ -152,7 +157,7 @@ class Plan:
     @property
     def name(self) -> str:
         """The way of sharing in a word or two, as tables show it."""
-        names = [stage.modes.name for stage in self.stages]
+        names = [stage.modes.name for stage in self.stages if stage.units]
         if len(names) == 1:
             return names[0]
         if set(names) == {"single"}:

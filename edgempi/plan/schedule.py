@@ -152,7 +152,7 @@ class UnitProgram:
             start, stop = span
             pairs = float((stop - start) * seen)
             if causal and not windowed and start == 0 and stop == seen:
-                pairs = stop * (stop + 1) / 2
+                pairs *= self._times.causal_share
             self._compute(self._times.attention.seconds(self._rows * heads * pairs * size))
 
         def leave(tokens: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
+from typing import NamedTuple
 
 from edgempi.cluster.profile import ClusterProfile
 from edgempi.config.schema import Sharing
@@ -17,6 +19,8 @@ from edgempi.plan.workload import Workload
 Vectors = Mapping[str, tuple[int, ...]]
 """Shares by what they count, each a number of units per device (or per chunk)."""
 
+CLEARLY = 0.998
+"""What part of the time of a plan another one must take to be preferred: less would follow the model's own noise."""
 FEW = 3
 """Up to so many devices, units are tried between every pair of them."""
 
@@ -43,17 +47,31 @@ class Draft:
         return self.build(self.vectors, self.forms)
 
 
+class Score(NamedTuple):
+    """How good a plan is."""
+
+    seconds: float
+    """What the whole request takes; infinite where the plan does not fit."""
+    missing_bytes: int
+    """What devices lack in memory, together."""
+
+    def beats(self, other: Score) -> bool:
+        """Whether it is clearly faster, or fits where the other does not, or is nearer to fitting."""
+        if inf in (self.seconds, other.seconds):
+            return self < other
+        return self.seconds < other.seconds * CLEARLY
+
+
 @dataclass(frozen=True)
 class Tried:
     """The best of the plans of one way of sharing over the same devices."""
 
     name: str
     plan: Plan
-    seconds: float
-    """What the whole request takes; infinite where the plan does not fit."""
+    score: Score
     latency: Latency | None = None
-    missing_bytes: int = 0
-    """What devices lack in memory, together."""
+    device: str = ""
+    """The one that lacks most memory, where the plan does not fit."""
 
     @property
     def fits(self) -> bool:
@@ -79,36 +97,36 @@ class Search:
         self.evaluations = 0
         """How many plans were simulated."""
 
-    def seconds(self, plan: Plan) -> float:
-        """What the request takes under a plan; infinite where it does not fit."""
+    def score(self, plan: Plan) -> Score:
+        """Try a plan."""
         found = self._try(plan)
         known = self.tried.get(found.name)
-        if known is None or (found.seconds, found.missing_bytes) < (known.seconds, known.missing_bytes):
+        if known is None or found.score.beats(known.score):
             self.tried[found.name] = found
-        return found.seconds
+        return found.score
 
     @property
     def ranking(self) -> list[Tried]:
         """The ways that were tried, fastest first, then those that do not fit, closest first."""
-        return sorted(self.tried.values(), key=lambda tried: (tried.seconds, tried.missing_bytes))
+        return sorted(self.tried.values(), key=lambda tried: tried.score)
 
     def refine(self, draft: Draft, most: int) -> Draft:
-        """Move units between devices while that makes the request faster.
+        """Move units between devices while that makes the request faster, or the plan fit better where it does not.
 
         Args:
             draft: to start from.
             most: plans to try at most.
         """
-        best, last = self.seconds(draft.plan), self.evaluations + most
+        best, tries = self.score(draft.plan), most
         steps = {what: _first_step(draft, what) for what in draft.vectors}
-        while self.evaluations < last:
+        while tries > 0:
             improved = False
             for what in draft.vectors:
                 for moved in self._moves(draft, what, steps[what]):
-                    seconds = self.seconds(moved.plan)
-                    if seconds < best * (1 - 1e-9):
-                        draft, best, improved = moved, seconds, True
-                    if self.evaluations >= last:
+                    score, tries = self.score(moved.plan), tries - 1
+                    if score.beats(best):
+                        draft, best, improved = moved, score, True
+                    if tries <= 0:
                         return draft
             if not improved:
                 if all(steps[what] == draft.grains[what] for what in steps):
@@ -152,12 +170,13 @@ class Search:
 
     def _try(self, plan: Plan) -> Tried:
         name = self.name(plan)
-        short = [lacks for lacks in shortage(plan, self.spec, self.work, self._budgets) if lacks > 0]
-        if short:
-            return Tried(name, plan, float("inf"), None, sum(short))
+        lacking = shortage(plan, self.spec, self.work, self._budgets)
+        if max(lacking) > 0:
+            device = self.cluster.devices[lacking.index(max(lacking))].name
+            return Tried(name, plan, Score(inf, sum(lacks for lacks in lacking if lacks > 0)), None, device)
         self.evaluations += 1
         latency = predict_latency(plan, self.spec, self.work, self.cluster)
-        return Tried(name, plan, latency.total_s + self._writing_s(plan), latency)
+        return Tried(name, plan, Score(latency.total_s + self._writing_s(plan), 0), latency)
 
     def _writing_s(self, plan: Plan) -> float:
         """The decode steps after the first token, each taken as long as one halfway through."""
@@ -180,7 +199,6 @@ def _half(step: int, grain: int) -> int:
     return step // 2 // grain * grain
 
 
-def best_of(drafts: Sequence[tuple[float, Draft]], count: int) -> list[Draft]:
-    """The fastest drafts that fit, ties in the order of trying."""
-    fitting = [pair for pair in drafts if pair[0] < float("inf")]
-    return [draft for _, draft in sorted(fitting, key=lambda pair: pair[0])[:count]]
+def best_of(drafts: Sequence[tuple[Score, Draft]], count: int) -> list[Draft]:
+    """The fastest drafts, ties in the order of trying; the nearest to fitting where none does."""
+    return [draft for _, draft in sorted(drafts, key=lambda pair: pair[0])[:count]]

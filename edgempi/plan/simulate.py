@@ -116,7 +116,7 @@ class Ring:
         self._events: list[_Event] = []
         self._order = 0
         self._here: list[dict[int, float]] = [{} for _ in programs]
-        self._awaited: list[int | None] = [None] * self._size
+        self._awaited: list[Await | None] = [None] * self._size
         self._given: list[set[int]] = [set() for _ in programs]
         self._partial: list[set[int]] = [set() for _ in programs]
         for device in range(self._size):
@@ -173,7 +173,7 @@ class Ring:
             elif type(step) is Await:
                 self.now[device] = now
                 if step.key not in here:
-                    self._awaited[device], self._place[device] = step.key, place + 1
+                    self._awaited[device], self._place[device] = step, place + 1
                     return
                 self.wait_until(device, here[step.key], step.block)
                 now = self.now[device]
@@ -205,9 +205,10 @@ class Ring:
             self._carry(device, message, time)
         else:
             self._partial[device].add(message.key)
-        if self._awaited[device] == message.key:
+        awaited = self._awaited[device]
+        if awaited is not None and awaited.key == message.key:
             self._awaited[device] = None
-            self.wait_until(device, time, message.block)
+            self.wait_until(device, time, awaited.block)
             self._advance(device)
 
     def _give(self, device: int, message: _Message, time: float) -> None:

@@ -17,7 +17,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from edgempi.cluster.profile import DeviceTimes
+from edgempi.cluster.profile import DeviceTimes, ElementTime
 from edgempi.comm.wire import wire_named
 from edgempi.config.schema import WireDtype
 from edgempi.models.allocator import returning
@@ -145,7 +145,8 @@ class _Bench:
         self._rows = sorted({max(1, round(part * length)) for part in ROWS})
         self._streams: dict[tuple[float, int], Stream] = {}
         self._turn = 0
-        self._products, self._cores, self._connective = Series(), Series(), Series()
+        self._products, self._connective = Series(), Series()
+        self._cores, self._causal = Series(), Series()
         self._blocks = {"attention": Series(), "mlp": Series()}
         self._wires = {wire.value: Series() for wire in WireDtype}
 
@@ -161,11 +162,12 @@ class _Bench:
 
     def _layer(self, layer: LayerShare, share: float, rows: int, x: Tensor) -> None:
         stream = self._streams.setdefault((share, rows), layer.stream(rows))
-        core = layer.attended(stream)  # builds the mask, which a run does once for all layers
+        work, causal = layer.attended(stream)  # builds the mask, which a run does once for all layers
         self._timed.taken()
         y, attention_s = self._watch.time(lambda: layer.attention(x, stream, None))
         products = self._timed.taken()
-        self._cores.add((core,), attention_s - sum(product.seconds for product in products))
+        cores = self._causal if causal else self._cores
+        cores.add((work,), attention_s - sum(product.seconds for product in products))
         _, connective_s = self._watch.time(lambda: layer.norm(x + y))
         self._connective.add((float(x.numel()),), connective_s)
         _, mlp_s = self._watch.time(lambda: layer.mlp(x, stream))
@@ -184,11 +186,15 @@ class _Bench:
         shape = (1, x.shape[1], x.shape[2])
         arrived = wire.encode(x)
 
+        def once() -> None:
+            wire.encode(x)
+            _ = partial + wire.decode(arrived, shape)
+
         def repeat() -> None:
             for _ in range(WIRE_REPEATS):
-                wire.encode(x)
-                _ = partial + wire.decode(arrived, shape)
+                once()
 
+        once()  # touches fresh memory
         return self._watch.time(repeat)[1] / WIRE_REPEATS
 
     def result(self, rounds: int) -> Compute:
@@ -202,6 +208,7 @@ class _Bench:
             attention=fitted["attention"][0],
             connective=fitted["connective"][0],
             wire={name: fitted[name][0] for name in self._wires},
+            causal_share=_causal_share(fitted["attention"][0], self._causal.medians(slowdown)),
         )
         off = {name: residuals for name, (_, residuals) in fitted.items()}
         return Compute(times, {"linear": linear_off, **off}, self._check(times, slowdown), self.route, slowdown, rounds)
@@ -213,7 +220,8 @@ class _Bench:
         for share, (layer, *_) in self._layers.items():
             size = layer.stack.head_dim
             qkv = (layer.heads + 2 * layer.heads // layer.stack.group) * size
-            core = times.attention.seconds(layer.attended(self._streams[share, rows]))
+            work, causal = layer.attended(self._streams[share, rows])
+            core = times.attention.seconds(work * (times.causal_share if causal else 1))
             attention_s = times.linear.seconds(rows, qkv, width) + core
             attention_s += times.linear.seconds(rows, width, layer.heads * size)
             up = times.linear.seconds(rows, layer.columns * (2 if self._gated else 1), width)
@@ -228,6 +236,14 @@ class _Bench:
 
 def _products(medians: dict[tuple[float, ...], float]) -> list[Product]:
     return [Product(int(m), int(n), int(k), seconds) for (m, n, k), seconds in medians.items()]
+
+
+def _causal_share(attention: ElementTime, medians: dict[tuple[float, ...], float]) -> float:
+    """What part of its pairs a causal kernel works out, by what it takes beside tiles of which nothing is hidden."""
+    if not medians or not attention.s_per_element:
+        return DeviceTimes.causal_share
+    worked = ((taken - attention.call_s) / attention.s_per_element / work for (work,), taken in medians.items())
+    return max(0.0, median(worked))
 
 
 def _elements(medians: dict[tuple[float, ...], float]) -> Sequence[Elements]:

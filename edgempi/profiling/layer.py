@@ -155,13 +155,11 @@ class LayerShare:
             relative_table=self._relative,
         )
 
-    def attended(self, stream: Stream) -> float:
-        """The core's work, H q t D; where the kernel itself leaves out what is causally hidden, H D t (t + 1) / 2."""
-        queries, reach = length(stream.attention_seam.inner), stream.reach(stream.attention_seam.inner)
-        pairs = queries * reach
-        if stream.mask(self._window, stream.attention_seam.inner).causal:
-            pairs = reach * (reach + 1) // 2
-        return float(self.heads * self.stack.head_dim * pairs)
+    def attended(self, stream: Stream) -> tuple[float, bool]:
+        """The core's work, H q t D, and whether it is left to the kernel to leave out what is causally hidden."""
+        span = stream.attention_seam.inner
+        pairs = length(span) * stream.reach(span)
+        return float(self.heads * self.stack.head_dim * pairs), stream.mask(self._window, span).causal
 
 
 def layer_elements(stack: Stack, fraction: float = 1.0) -> int:

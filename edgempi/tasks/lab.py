@@ -18,8 +18,7 @@ from edgempi.lab.calibrate import agent_words
 from edgempi.lab.cgroups import Cgroups
 from edgempi.lab.check import check_lab
 from edgempi.lab.layout import describe
-from edgempi.lab.session import bring_up, find_remains, place_for, tear_down
-from edgempi.lab.tools import check_tools
+from edgempi.lab.session import bring_up, find_remains, hold, place_for, tear_down
 from edgempi.tasks.tables import size, table
 
 
@@ -37,6 +36,8 @@ def prepare(config: Config) -> dict[str, Any]:
 def report(result: dict[str, Any], console: Console) -> None:
     """The devices that are up, with their limits."""
     if result["action"] == LabAction.run:
+        for sentence in result.get("out_of_memory", []):
+            console.print(f"edgempi: {sentence}", markup=False, highlight=False)
         return
     lab = result.get("lab")
     if lab is None:
@@ -78,8 +79,7 @@ def FAILED(result: dict[str, Any]) -> bool:  # noqa: N802 - the task protocol's 
 
 def _up(config: Config) -> dict[str, Any]:
     lan = describe(config.cluster)
-    check_tools()
-    with state.exclusive("lab up"):
+    with hold("lab up"):
         up = state.read_state()
         if up is not None and up.kept and up.lan == lan:
             return {"lab": up.as_dict(), "said": "It was up already."}
@@ -119,10 +119,12 @@ def _run(config: Config) -> dict[str, Any]:
             return {"status": subprocess.run(agent_words(task.device, task.command), check=False).returncode}
         launch = launch_command(find_mpirun(), place.ranks(cluster), task.command)
         print(shlex.join(launch), file=sys.stderr, flush=True)
-        return {"status": run_to_the_end(place.command(launch))}
+        status = run_to_the_end(place.command(launch))
+        return {"status": status, "out_of_memory": place.out_of_memory()}
 
 
 def _check(config: Config) -> dict[str, Any]:
+    describe(config.cluster)
     with place_for(config.cluster, "lab check") as place:
         assert place.lab is not None
         found = check_lab(config.cluster, place)
@@ -132,8 +134,7 @@ def _check(config: Config) -> dict[str, Any]:
 
 
 def _down(config: Config) -> dict[str, Any]:
-    check_tools()
-    with state.exclusive("lab down"):
+    with hold("lab down"):
         there = tear_down()
     return {"lab": None, "said": "The lab is down." if there else "No lab was up."}
 

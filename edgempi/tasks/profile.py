@@ -23,6 +23,7 @@ from edgempi.comm.probe import shared_links
 from edgempi.config.files import write_atomic
 from edgempi.config.schema import Config
 from edgempi.errors import UserError
+from edgempi.models.allocator import give_back
 from edgempi.models.source import locate, read_spec
 from edgempi.models.weights import TORCH_DTYPES
 from edgempi.plan.memory import ITEM_BYTES
@@ -38,10 +39,11 @@ ROOM_SHARE = 0.5
 """How much of the memory that a device lends, or has free, the measured weights may take."""
 FILE = "profile.yaml"
 DEVICE_COLUMNS = (
-    "device", "linears", "GFLOP/s", "weights GB/s", "call us", "attention ns", "connective ns", "codecs ns",
-    "slowdown", "off %",
+    "device", "linears", "GFLOP/s", "GB/s", "call us", "attention ns", "connective ns", "codecs ns", "slowdown",
+    "off %",
 )  # fmt: skip
-"""Times per element (of a codec: of fp32, bf16, int8), and how far the fit of linears and attention is off."""
+"""GB/s: of weights, read beside the products; ns: per element, of the codecs for fp32, bf16 and int8; off: how far
+the fits of linears and of attention are, by their medians and worst cases."""
 BLOCK_COLUMNS = ("device", "block", "share", "measured ms", "fitted ms", "error %")
 """The share is of heads, of columns, or, in the connective block, of tokens."""
 RESIDUALS = (("linear", "median"), ("linear", "worst"), ("attention", "median"), ("attention", "worst"))
@@ -55,7 +57,7 @@ def prepare(config: Config) -> dict[str, Any]:
             "task.save", value=path, rule="its folder is there", remedy="Name a file in a folder that exists"
         )
     spec = read_spec(locate(config.model.path, config.model.revision))
-    check_length(spec, config.data.length, "data.length")
+    check_length(spec, config.data.length, "measured")
     return {"spec": spec.as_dict(), "save": str(path)}
 
 
@@ -71,6 +73,7 @@ def run(job: Job, world: World) -> dict[str, Any]:
     dtype, length = config.weights.dtype.value, config.data.length
     world.barrier()
     compute = measure_compute(spec, TORCH_DTYPES[dtype], length, config.task.seconds, room_bytes, _teller(world))
+    give_back()
     memory = DeviceMemory(import_bytes, max(0, resident_bytes() - import_bytes), free_bytes)
     with world.patience(PATIENCE):
         measured = world.all_gather_json(_plain(compute, memory))

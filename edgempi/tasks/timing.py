@@ -1,6 +1,6 @@
 """Where a rank's time went, and the trace that shows it: what `infer` and `bench` print and write.
 
-compute   the wall time of the passes less what was waited; on a stage that idles, less that too
+compute   wall time of the passes less what was waited
 wire      what the sent bytes take on their links, hidden or not, where a profile says how fast they are
 exposed   waited with nothing else to do
 """

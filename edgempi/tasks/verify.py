@@ -25,8 +25,8 @@ TOLERANCE = 2e-5
 """The largest difference allowed in fp32, as a share of the output's largest magnitude."""
 BF16_FACTOR, BF16_LEAST = 2.0, 5e-3
 """In bf16: this many times what transformers in bf16 differs from itself in fp32, and never less than the second."""
-WIRE_TOLERANCE = 2e-2
-"""The same with fp32 weights where activations travel in bf16: 8 bits, rounded once a hop."""
+WIRE_TOLERANCE = {"bf16": 2e-2, "int8": 5e-2}
+"""The same with fp32 weights where activations travel rounded: to 8 bits of mantissa, or to 255 steps a row."""
 NOT_A_NUMBER = 1e30
 """The difference where an output holds no finite numbers (JSON knows no infinity)."""
 GREEDY_TOKENS = 8
@@ -76,14 +76,22 @@ def report(result: dict[str, Any], console: Console) -> None:
     rows = [
         [
             c["output"], c["shape"], f"{c['largest']:.3g}", f"{c['difference']:.1e}", f"{c['allowed']:.1e}",
+            f"{c['relative_error']:.1e}" if "relative_error" in c else "-",
+            f"{c['same_argmax']:.1%}" if "same_argmax" in c else "-",
             "yes" if c["passed"] else "NO",
         ]
         for c in result["checks"]
     ]  # fmt: skip
-    columns = ["output", "shape", "largest value", "largest difference", "allowed", "passed"]
+    columns = [
+        "output", "shape", "largest value", "largest difference", "allowed", "relative error", "same argmax", "passed"
+    ]  # fmt: skip
     console.print(table("Against transformers on one process", columns, rows))
     verdict = "PASSED" if result["passed"] else "FAILED"
-    console.print(f"{verdict}. Differences are shares of the output's largest value; of tokens they count the unequal.")
+    console.print(
+        f"{verdict}. Differences are shares of the output's largest value; of tokens they count the unequal. The "
+        "relative error is that of the whole output (of norms), same argmax the share of tokens whose largest logit is "
+        "the same."
+    )
 
 
 def FAILED(result: dict[str, Any]) -> bool:  # noqa: N802 - the task protocol's name
@@ -129,8 +137,8 @@ def _compare(
         for check, name in zip(checks, ours, strict=True):
             usual = _check(name, getattr(rounded, name).float(), getattr(outputs, name), mask)["difference"]
             check["allowed"] = max(BF16_FACTOR * usual, BF16_LEAST)
-    elif plan.wire_dtype == "bf16":
-        checks = [{**check, "allowed": WIRE_TOLERANCE} for check in checks]
+    elif plan.wire_dtype in WIRE_TOLERANCE:
+        checks = [{**check, "allowed": WIRE_TOLERANCE[plan.wire_dtype]} for check in checks]
     elif written is not None:
         expected = _greedy(model, spec, ids[:1], written.shape[1])
         off = float((written != expected).sum())
@@ -162,7 +170,11 @@ def _check(name: str, ours: Tensor, theirs: Tensor, padding: Tensor | None) -> d
     difference = float((ours - theirs).abs().max()) / max(largest, 1e-30)
     if not torch.isfinite(ours).all():
         difference = NOT_A_NUMBER
-    return {"output": name, "shape": shape, "largest": largest, "difference": difference, "allowed": TOLERANCE}
+    check: dict[str, Any] = {"output": name, "shape": shape, "largest": largest, "difference": difference}
+    check["relative_error"] = float((ours - theirs).norm() / theirs.norm().clamp_min(1e-30))
+    if name == "logits":
+        check["same_argmax"] = float((ours.argmax(-1) == theirs.argmax(-1)).float().mean())
+    return {**check, "allowed": TOLERANCE}
 
 
 def _greedy(model: Any, spec: ModelSpec, prompt: Tensor, count: int) -> Tensor:

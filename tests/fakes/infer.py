@@ -32,11 +32,13 @@ def run(job, world):
         if deed == "sleep":
             time.sleep(600)
         if deed == "work":
+            from edgempi.comm.wire import FP32
+
             group, ones = world.group(0), torch.ones(1, 64, 1024)
             sys.stdout.write(f"rank {world.rank} is at work\n")
             sys.stdout.flush()
             while True:
-                group.all_reduce(ones, torch.float32)
+                group.all_reduce(ones, FP32)
     world.barrier()
     return {
         "ranks": world.size,

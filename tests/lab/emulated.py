@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from edgempi.errors import UserError
 from edgempi.lab import state
@@ -29,9 +27,14 @@ def why_not() -> str | None:
     return None
 
 
-def edgempi(folder: Path, *words: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
-    """Run `edgempi lab WORDS` in a folder."""
-    command = [sys.executable, "-m", "edgempi", "lab", *words]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=timeout_s, check=False, env=os.environ
-    )
+@dataclass(frozen=True)
+class Said:
+    """How a command line ended, and what it said."""
+
+    status: int
+    out: str
+    err: str
+
+
+Edgempi = Callable[..., Said]
+"""`edgempi lab WORDS`, in this process: its start costs more than most of what these tests ask of it."""

@@ -10,7 +10,17 @@ KILLED = [FRAME, "prterun noticed that process rank 1 exited on\n", "signal 9 (K
 
 def test_notices_that_a_rank_has_explained_itself_go() -> None:
     mpich = "Abort(2) on node 1 (rank 1 in comm 0): application called MPI_Abort(MPI_COMM_WORLD, 2) - process 1\n"
-    assert list(said_once(["mine\n", *EXIT, *ABORT, "yours\n", mpich])) == ["mine\n", "yours\n"]
+    agent = "[head:05997] plm:ssh: Warning: setpgid(6005,6005) failed in parent with errno=Permission denied(13)\n"
+    assert list(said_once(["mine\n", *EXIT, *ABORT, agent, "yours\n", mpich])) == ["mine\n", "yours\n"]
+
+
+def test_a_lost_peer_is_one_line_and_the_first_one_counts() -> None:
+    notice = [FRAME, "An MPI communication peer process has unexpectedly disconnected.  This\n", "usually ...\n", "\n"]
+    first, second = ([*notice, f"  Local host: a\n  Peer host:  {peer}\n", FRAME] for peer in ("pi", "pc"))
+    handler = ["[a:00000] *** An error occurred in Socket closed\n", "[a:00000] ***    and MPI will try\n"]
+    said = ["edgempi: the rank on pi is gone: its connection closed\n", "x\n"]
+    assert list(said_once([*first, *handler, *second, *handler, "x\n"])) == said
+    assert list(said_once(handler)) == handler
 
 
 def test_other_notices_stay() -> None:

@@ -42,7 +42,7 @@ def test_an_agent_stands_in_for_ssh_and_shared_memory_stays_out() -> None:
     line = _line(OPENMPI, emulated)
     assert "--prtemca plm_ssh_agent /run/agent" in line and "--mca btl self,tcp" in line
     line = _line(MPICH, replace(emulated, network="eth0"))
-    assert "-launcher ssh -launcher-exec /run/agent -hosts a:2,b:1" in line
+    assert "-launcher ssh -launcher-exec /run/agent -genv UCX_TLS tcp,self" in line and "-hosts a:2,b:1" in line
 
 
 def test_openmpi_refuses_root_unless_told() -> None:

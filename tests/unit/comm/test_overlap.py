@@ -11,6 +11,7 @@ from torch import Tensor
 from edgempi.comm import StuckError, World
 from edgempi.comm.wire import BF16, FP32, INT8, Wire
 from edgempi.plan.apportion import spans
+from edgempi.plan.messages import int8_groups, tile_bytes
 from edgempi.plan.tiles import arrivals, cut
 from unit.comm.threads import on_ranks
 
@@ -41,7 +42,7 @@ def test_gather_equals_blocking(counts: list[int], subtiles: int, wire: Wire, mo
         own = whole[:, slice(*cuts[world.rank])]
         under_way = group.gather(own, tiles, wire, mode)
         found = torch.full_like(whole, torch.nan)
-        found[:, slice(*cuts[world.rank])] = under_way.own
+        found[:, slice(*cuts[world.rank])] = own
         for tile in under_way.order:
             under_way.poll()
             found[:, slice(*tile.span)] = under_way.tile(tile)
@@ -111,7 +112,7 @@ def test_bytes_and_messages_of_a_ring_under_way() -> None:
         totals = world.traffic.as_dict()
         return totals["bytes_sent"], totals["messages"]
 
-    row = B * (D + 4)
+    row = B * tile_bytes("int8", 1, D)
     sent = on_ranks(3, run)
     assert [nbytes for nbytes, _ in sent] == [(tokens - counts[after]) * row for after in (1, 2, 0)]
     assert [messages for _, messages in sent] == [4, 2, 2]
@@ -151,18 +152,24 @@ def test_tiles_cover_every_token_once(counts: list[int], subtiles: int) -> None:
         assert 0 not in steps
 
 
-def test_int8_rows_err_by_half_a_step_and_keep_what_is_not_finite() -> None:
-    x = _drawn(0, 5)
+@pytest.mark.parametrize("columns", [5, 8, 64])
+def test_int8_rows_err_by_half_a_step_and_keep_what_is_not_finite(columns: int) -> None:
+    shape = (B, 5, columns)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     x[0, 0] = 0.0
     x[1, 1, 2] = 1e4
-    back = INT8.decode(INT8.encode(x), (B, 5, D))
-    steps = x.abs().amax(-1, keepdim=True) / 127
-    assert bool(((back - x).abs() <= 0.5001 * steps).all())
+    buffer = INT8.encode(x)
+    assert buffer.nbytes == tile_bytes("int8", B * 5, columns)
+    back = INT8.decode(buffer, shape)
+    grouped = x.view(B, 5, -1, int8_groups(columns)).abs().amax(2, keepdim=True)
+    # Half a step of a scale that bf16 rounds, and what that rounding does to the largest.
+    allowed = (grouped / 127 * 0.51 + grouped / 250).expand(B, 5, columns // int8_groups(columns), -1)
+    assert bool(((back - x).abs() <= allowed.reshape(shape)).all())
     assert bool((back[0, 0] == 0).all())
     broken = x.clone()
     broken[0, 1, 3] = torch.nan
     broken[1, 2, 0] = torch.inf
-    back = INT8.decode(INT8.encode(broken), (B, 5, D))
-    assert not bool(torch.isfinite(back[0, 1]).any())
+    back = INT8.decode(INT8.encode(broken), shape)
+    assert not bool(torch.isfinite(back[0, 1]).all())
     assert not bool(torch.isfinite(back[1, 2]).all())
     assert bool(torch.isfinite(back[0, 2:]).all())

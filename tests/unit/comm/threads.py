@@ -108,6 +108,9 @@ class ThreadTransport:
             part = hub.parts.setdefault((turn, color), Hub(len(ranks)))
         return ThreadTransport(part, ranks.index(self.rank))
 
+    def close(self) -> None:
+        pass
+
     def abort(self, status: int) -> None:
         raise SystemExit(status)
 

@@ -14,8 +14,7 @@ def test_a_stopped_call_is_slow_but_not_busy() -> None:
     result, busy_s = watch.time(lambda: time.sleep(0.05) or "done")
     assert result == "done"
     assert busy_s < 0.025
-    assert watch.wall_s >= 0.05
-    assert watch.slowdown == watch.wall_s / watch.busy_s > 2
+    assert watch.slowdown > 2
 
 
 def test_several_threads_are_timed_by_the_wall() -> None:
@@ -25,5 +24,5 @@ def test_several_threads_are_timed_by_the_wall() -> None:
     assert watch.slowdown == pytest.approx(1, rel=0.1)
 
 
-def test_nothing_timed_yet() -> None:
-    assert Stopwatch(threads=1).slowdown == 1
+def test_the_slowdown_is_never_below_one() -> None:
+    assert all(Stopwatch(threads).slowdown >= 1 for threads in (1, 2))

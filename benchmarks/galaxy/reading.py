@@ -1,0 +1,72 @@
+"""What a record says: latencies, ratios, floors, and who was out of memory. The ground of tables and pictures alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+Record = Mapping[str, Any]
+FIXED = ("M-LM", "SP", "hybrid", "galaxy planner", "one device", "pipeline")
+"""Ways that `auto` must not be slower than."""
+
+
+def way(record: Record, name: str) -> dict[str, Any] | None:
+    """What was measured of a way, or None where there is no such way or no plan fitted."""
+    found = next((one for one in record["result"]["ways"] if one["name"] == name), None)
+    return None if found is None or found["measured"] is None else found
+
+
+def seconds(record: Record, name: str) -> float | None:
+    """A way's median latency."""
+    found = way(record, name)
+    return None if found is None else float(found["measured"]["latency_s"]["p50"])
+
+
+def ratio(record: Record, slow: str, fast: str) -> float | None:
+    """How many times as fast one way is as another, the median over the rounds that they shared."""
+    a, b = way(record, slow), way(record, fast)
+    if a is None or b is None:
+        return None
+    pairs = zip(a["measured"]["rounds_s"], b["measured"]["rounds_s"], strict=True)
+    return median(x / y for x, y in pairs)
+
+
+def out_of_memory(records: Sequence[Record], model: str, cluster: str, name: str) -> bool | None:
+    """Whether the kernel killed a way under the real memory limit; None where that was not tried."""
+    for record in records:
+        asked = record["run"]["parameters"]
+        if (asked["model"], asked["cluster"], asked["way"]) == (model, cluster, name):
+            return bool(record["result"]["killed"])
+    return None
+
+
+def scaled(cells: Sequence[Record], record: Record, name: str, weak: bool) -> float | None:
+    """How many times as fast as one device (strong), or which share of linear (weak: one device's time over ours)."""
+    model = record["run"]["parameters"]["model"]
+    ones = (r for r in cells if r["run"]["parameters"]["model"] == model and len(r["result"]["devices"]) == 1)
+    one = next(ones, None)
+    ours = seconds(record, name)
+    alone = None if one is None else least(one, ("M-LM", "hybrid", "auto"))
+    return None if ours is None or alone is None else alone / ours
+
+
+def auto_behind(record: Record) -> float | None:
+    """By which share `auto` is slower than the fastest fixed way (below zero: faster)."""
+    ours, best = seconds(record, "auto"), least(record, FIXED)
+    return None if ours is None or best is None else ours / best - 1
+
+
+def nominal(record: Record) -> float:
+    """The links' rate before `time_scale`, in bits per second."""
+    return float(record["result"]["link_bits_per_s"] / record["result"]["time_scale"])
+
+
+def least(record: Record, names: Sequence[str]) -> float | None:
+    """The fastest of the ways, in seconds; None where none of them ran."""
+    return min((taken for name in names if (taken := seconds(record, name)) is not None), default=None)
+
+
+def timed(records: Sequence[Record]) -> list[Record]:
+    """The records of `time` cells."""
+    return [record for record in records if not record["run"]["parameters"]["way"]]

@@ -1,0 +1,219 @@
+"""The Galaxy experiments: what is asked of the real command line, and tables whose arithmetic is right."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from itertools import cycle, islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edgempi.config.load import compose, group_options
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def galaxy(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The experiments' package; `benchmarks` is run from the repository's root and not installed."""
+    monkeypatch.syspath_prepend(ROOT)
+    return import_module("benchmarks.galaxy.__main__")
+
+
+def timed(seconds: dict[str, float], devices: int = 2, predicted: float = 1.1) -> dict[str, Any]:
+    """What a `time` cell leaves, each way having taken so many seconds."""
+    ways = []
+    for name, taken in seconds.items():
+        rank = {"host": "x", "hidden": 0.9, "peak_bytes": 1000, "predicted_bytes": 1100}
+        measured = {
+            "latency_s": {"p20": 0.9 * taken, "p50": taken, "p80": 1.1 * taken}, "rounds_s": [taken, taken],
+            "compute_floor_s": 0.5 * taken, "wire_floor_s": 0.8 * taken, "over_floor": 1.25, "overlap": "ring",
+            "relative_error": 0.004, "same_argmax": 0.995, "ranks": [rank] * devices,
+        }  # fmt: skip
+        ways.append(
+            {
+                "name": name, "measured": measured, "misfit": None, "subtiles": 2, "sharing": "hybrid", "wire": "fp32",
+                "predicted": {"total_s": predicted * taken}, "predicted_off": predicted - 1, "speed_up": {"p50": 1.0},
+            }
+        )  # fmt: skip
+    return {
+        "ways": ways, "devices": ["x"] * devices, "time_scale": 2.0, "memory_scale": 1.0, "link_bits_per_s": 250e6,
+    }  # fmt: skip
+
+
+def record(cell: Any, result: dict[str, Any]) -> dict[str, Any]:
+    """A record as `write_record` leaves it."""
+    meta = {"cpu": "a processor", "cores": 2, "packages": {"torch": "2"}}
+    return {"run": {"parameters": cell.parameters, "commit": "abc", "time": "0"}, "result": result, "meta": meta}
+
+
+def test_every_cell_is_a_configuration(galaxy: Any) -> None:
+    """Clusters, experiments and settings are there, and a group's choice is some cell's or `none`."""
+    clusters, labs = ({getattr(cell, name) for cell in galaxy.CELLS} for name in ("cluster", "lab"))
+    ways = {(cell.settings, cell.way) for cell in galaxy.CELLS}
+    count = max(len(clusters), len(labs), len(ways))
+    each = zip(*(islice(cycle(kind), count) for kind in (clusters, labs, ways)), strict=True)
+    for cluster, lab, (settings, way) in each:
+        config = compose(["task=bench", f"cluster={cluster}", *lab, *settings, "model.path=x"])
+        assert bool(config.bench.ways) == (not way)
+    assert sorted(group_options()["experiment"]) == sorted([*galaxy.TABLES, "none"])
+
+
+def test_published_cells_are_measured(galaxy: Any) -> None:
+    published = import_module("benchmarks.galaxy.published")
+    places = {(cell.model, cell.cluster) for cell in galaxy.CELLS if cell.table == "homogeneous" and not cell.way}
+    assert places == set(published.HOMOGENEOUS)
+
+
+def test_homogeneous_table(galaxy: Any) -> None:
+    tables = import_module("benchmarks.galaxy.tables")
+    cells = [c for c in galaxy.CELLS if (c.table, c.model, c.cluster) == ("homogeneous", "gpt2_large", "lab_a")]
+    taken = {"M-LM": 3.0, "SP": 2.5, "hybrid": 2.0, "one device": 1.9, "auto": 2.0, "auto int8": 1.5}
+    records = [
+        record(c, {"killed": ["x"] if c.way == "SP" else [], "misfit": "too much" if c.way == "SP" else None})
+        if c.way
+        else record(c, timed(taken))
+        for c in cells
+    ]
+    (row,) = tables._homogeneous(records)
+    assert row["ours over M-LM"] == "1.50"
+    assert row["ours over SP"] == "1.25 OOM*"
+    assert (row["published over M-LM"], row["published over SP"]) == ("1.31", "OOM")
+    assert row["auto, int8 allowed"] == "2.00"
+    assert "SP: yes (yes)" in row["out of memory (the planner's word)"]
+    assert "hybrid: no (no)" in row["out of memory (the planner's word)"]
+    text = tables.page("homogeneous", records)
+    assert "+5.3 % slower" in text  # 2.0 beside one device's 1.9
+    assert "off by 10.0 % in the median" in text
+    assert "a processor, 2 cores" in text and "abc" in text and "4 of 36" in text
+
+
+def test_scaling(galaxy: Any) -> None:
+    """Strong: one device's time over ours; weak: the same, as a share of linear."""
+    tables = import_module("benchmarks.galaxy.tables")
+    for table, said in (("strong", "3.20x"), ("weak", "320 %")):
+        cells = [c for c in galaxy.CELLS if (c.table, c.model) == (table, "opt_xl")]
+        results = [timed({"M-LM": 8.0, "hybrid": 8.0}, 1), *[timed({"M-LM": 4.0, "hybrid": 2.5}, n) for n in (2, 3, 4)]]
+        rows = tables.TABLES[table][1]([record(*pair) for pair in zip(cells, results, strict=True)])
+        assert [row["hybrid"] for row in rows][1:] == [said] * 3
+        assert rows[3]["published, 4 devices"]
+
+
+def test_report(galaxy: Any, tmp_path: Path) -> None:
+    """A page and a picture for every experiment; cells that were not measured are left out."""
+    records = []
+    known = {table: list(compose(["task=bench", f"experiment={table}"]).bench.ways) for table in galaxy.TABLES}
+    for cell in galaxy.CELLS:
+        if cell.way:
+            records.append(record(cell, {"killed": [], "misfit": None, "ranks": []}))
+        else:
+            records.append(
+                record(cell, timed(dict.fromkeys(known[cell.table], 1.0), "mabc".find(cell.cluster[-1]) + 1 or 2))
+            )
+    galaxy.write_report(galaxy.CELLS, records[:-1], tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {f"{table}.{kind}" for table in galaxy.TABLES for kind in ("md", "png")}
+    for table in galaxy.TABLES:
+        assert f"![{table}]({table}.png)" in (tmp_path / f"{table}.md").read_text()
+
+
+def test_a_graphics_card_has_a_column(galaxy: Any) -> None:
+    """Measured here by the processor: the row needs a card, the arithmetic does not."""
+    result = import_module("benchmarks.galaxy.gpu").measure_gpu("tiny", 1, 5, "cpu")
+    cells = import_module("benchmarks.galaxy.cells").gpu_cells()
+    rows = import_module("benchmarks.galaxy.tables")._table1([record(cells[0], result)])
+    assert rows[0]["ours, GPU, 64 tokens"].endswith(" ms (cpu)")
+    assert rows[1]["ours, GPU, 64 tokens"] == "-"
+
+
+def test_cells_are_measured_once(galaxy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record of the same commit stands for its cell; another commit's does not; a failure is told at the end."""
+    measured: list[Any] = []
+
+    class Shop:
+        def __init__(self, *about: object) -> None:
+            pass
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *about: object) -> None:
+            pass
+
+        def measure(self, cell: Any) -> dict[str, Any]:
+            measured.append(cell)
+            if cell.model == "opt_l":
+                raise galaxy.CellError("it broke")
+            return timed({"blocking": 2.0, "ring": 1.0})
+
+    monkeypatch.setattr(galaxy, "workshop", Shop)
+    monkeypatch.setattr(galaxy, "commit", lambda: "abc")
+    monkeypatch.setattr(import_module("benchmarks.record"), "commit", lambda: "abc")
+    folders = ["--output", str(tmp_path), "--results", str(tmp_path / "results")]
+    words = ["--only", "overlap", "--clusters", "lab_a", *folders]
+    assert galaxy.main(words) == 0
+    assert len(measured) == 3
+    assert galaxy.main(words) == 0
+    assert len(measured) == 3
+    assert galaxy.main([*words, "--again", "--layers", "2"]) == 0
+    assert [cell.layers for cell in measured[3:]] == [2, 2, 2]
+    monkeypatch.setattr(galaxy, "commit", lambda: "def")
+    assert galaxy.main(words) == 0
+    assert len(measured) == 9
+    assert (
+        galaxy.main(["--only", "homogeneous", "--no-fits", "--clusters", "lab_a", "--models", "opt_l", *folders]) == 1
+    )
+    assert json.loads(next((tmp_path / "records").iterdir()).read_text())["run"]["experiment"] == "galaxy"
+
+
+def test_a_workshop_keeps_one_lab_and_tells_a_kill_from_a_failure(
+    galaxy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = import_module("benchmarks.galaxy.measure")
+    said: list[list[str]] = []
+    kills: dict[str, int] = {"a": 0}
+    dies = fails = False
+
+    def edgempi(*words: str) -> None:
+        said.append(list(words))
+        where = [Path(word.partition("=")[2]) for word in words if word.startswith("hydra.run.dir=")]
+        if words[0] == "profile":
+            saved = next(word for word in words if word.startswith("task.save="))
+            Path(saved.partition("=")[2]).touch()
+        if words[0] == "bench":
+            where[0].mkdir(parents=True)
+            (where[0] / "job.yaml").write_text("payload: {ways: [{misfit: too much}]}")
+            ranks = [{"host": "a", "peak_bytes": 1, "predicted_bytes": 2, "more": 3}]
+            (where[0] / "result.json").write_text(json.dumps({"ways": [{"measured": {"ranks": ranks}}]}))
+            kills["a"] += dies
+            if dies or fails:
+                raise measure.CellError("status 137")
+
+    monkeypatch.setattr(measure, "edgempi", edgempi)
+    monkeypatch.setattr(measure, "isolated", lambda *call: None)
+    monkeypatch.setattr(measure.Cgroups, "of_machine", lambda: SimpleNamespace(kills=lambda host: kills[host]))
+    state = SimpleNamespace(lan=SimpleNamespace(hosts=["a"]), as_dict=lambda: {"up": True})
+    monkeypatch.setattr(measure, "read_state", lambda: state)
+    timed_cell, fit_cell = (
+        next(cell for cell in galaxy.CELLS if cell.table == "homogeneous" and bool(cell.way) == fit)
+        for fit in (False, True)
+    )
+    with measure.workshop(tmp_path, 3) as shop:
+        shop.measure(timed_cell)
+        shop.measure(timed_cell)
+        assert [words[0] for words in said] == ["lab", "profile", "bench", "bench"]
+        assert "task.repeats=3" in said[-1]
+        assert any(word.startswith("cluster.profile=") for word in said[-1])
+        lives = shop.measure(fit_cell)
+        assert [words[0] for words in said[4:]] == ["lab", "lab", "bench"]  # down, up with other settings
+        assert lives["killed"] == [] and lives["ranks"] == [{"host": "a", "peak_bytes": 1, "predicted_bytes": 2}]
+        dies = True
+        dead = shop.measure(fit_cell)
+        assert dead["killed"] == ["a"] and dead["misfit"] == "too much"
+        dies, fails = False, True
+        with pytest.raises(measure.CellError):
+            shop.measure(fit_cell)
+    assert said[-1] == ["lab", "down"]
