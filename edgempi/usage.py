@@ -33,6 +33,7 @@ Tasks:
 Examples:
   edgempi infer                                     the shipped assistant on 2 local ranks
   edgempi plan cluster=local4 parallel=tensor       who would own what
+  edgempi plan planner=auto cluster.profile=p.yaml task.explain=true      the fastest plan, and why
   edgempi verify model.path=/a/folder cluster.ranks=3 planner=proportional planner.speeds=[2,1,1]
   mpirun -n 2 edgempi infer                         under a launcher of your own
   edgempi infer cluster=lab_f                       on three unequal devices of an emulated LAN

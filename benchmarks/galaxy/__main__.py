@@ -25,6 +25,7 @@ import torch
 from benchmarks.galaxy.cells import CELLS, TABLES, Cell, gpu_cells
 from benchmarks.galaxy.measure import CellError, workshop
 from benchmarks.galaxy.plots import draw
+from benchmarks.galaxy.summary import index
 from benchmarks.galaxy.tables import page
 from benchmarks.record import commit, read_records, write_record
 
@@ -66,17 +67,20 @@ def write_report(cells: Sequence[Cell], records: Sequence[dict[str, Any]], folde
     """Write the table and the picture of every experiment of which there is a record, cells in their order."""
     latest = {_key(_of_cell(record)): record for record in records}
     folder.mkdir(parents=True, exist_ok=True)
+    measured: dict[str, list[dict[str, Any]]] = {}
     for table in TABLES:
         keys = [_key(cell.parameters) for cell in sorted(cells, key=CELLS_ORDER) if cell.table == table]
         found = [latest[key] for key in keys if key in latest]
         if not found:
             continue
+        measured[table] = found
         text = page(table, found)
         picture = folder / f"{table}.png"
         if draw(table, found, picture):
             text += f"\n![{table}]({picture.name})\n"
         (folder / f"{table}.md").write_text(text)
-        print(f"{folder / table}.md")
+    (folder / "README.md").write_text(index(measured))
+    print(folder / "README.md")
 
 
 def CELLS_ORDER(cell: Cell) -> tuple[int, ...]:  # noqa: N802

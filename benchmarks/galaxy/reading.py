@@ -57,6 +57,18 @@ def auto_behind(record: Record) -> float | None:
     return None if ours is None or best is None else ours / best - 1
 
 
+def latency_off(cells: Sequence[Record]) -> list[float]:
+    """By which share each predicted latency was too long (below zero: too short)."""
+    ways = [one for record in cells for one in record["result"]["ways"]]
+    return [one["predicted_off"] for one in ways if one["measured"] is not None and one["predicted"] is not None]
+
+
+def peak_off(records: Sequence[Record]) -> list[float]:
+    """By which share each rank's predicted memory was too much, where a way ran alone under its real limit."""
+    ranks = [rank for record in records for rank in record["result"].get("ranks", [])]
+    return [rank["predicted_bytes"] / rank["peak_bytes"] - 1 for rank in ranks if rank["peak_bytes"]]
+
+
 def nominal(record: Record) -> float:
     """The links' rate before `time_scale`, in bits per second."""
     return float(record["result"]["link_bits_per_s"] / record["result"]["time_scale"])

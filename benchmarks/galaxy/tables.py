@@ -8,13 +8,16 @@ from typing import Any
 
 from benchmarks.galaxy import published
 from benchmarks.galaxy.cells import GPU
+from benchmarks.galaxy.phrases import DASH, as_published, in_ms, in_seconds, listed, marked, number, over_floor
 from benchmarks.galaxy.published import ENVIRONMENTS, OOM
 from benchmarks.galaxy.reading import (
     Record,
     auto_behind,
+    latency_off,
     least,
     nominal,
     out_of_memory,
+    peak_off,
     ratio,
     scaled,
     seconds,
@@ -23,8 +26,6 @@ from benchmarks.galaxy.reading import (
 )
 from benchmarks.reduce import markdown
 from benchmarks.shapes import SHAPES
-
-DASH = "-"
 
 
 def page(table: str, records: Sequence[Record]) -> str:
@@ -69,14 +70,14 @@ def _table1(records: Sequence[Record]) -> list[dict[str, str]]:
             {
                 "model": model,
                 "layers": ", ".join(sorted({place(record)["layers"] for record in times.values()})) or DASH,
-                "published Nano-M": _seconds(published.NANO_S[model]),
+                "published Nano-M": in_seconds(published.NANO_S[model]),
                 "ours, 284 tokens": OOM if killed else _nano(times.get(284)),
                 "ours, 64 tokens": OOM if killed else _nano(times.get(64)),
                 "published memory": f"{published.MEMORY_BYTES[model] / 1e6:.0f} MB",
                 "ours, bf16": "killed" if killed else _peaks(fits),
                 "planner": DASH if not fits else ("too much" if fits[-1]["result"]["misfit"] else "fits"),
                 "published A100": f"{published.A100_S[model] * 1e3:.0f} ms",
-                "ours, GPU, 64 tokens": f"{_ms(gpus[-1]['latency_s']['p50'])} ms ({gpus[-1]['gpu']})" if gpus else DASH,
+                "ours, GPU, 64 tokens": _card(gpus[-1]) if gpus else DASH,
             }
         )
     return rows
@@ -92,13 +93,13 @@ def _homogeneous(records: Sequence[Record]) -> list[dict[str, str]]:
         rows.append(
             {
                 **place(record),
-                "published over M-LM": _published(over_mlm),
-                "ours over M-LM": _marked(ratio(record, "M-LM", "hybrid"), killed["M-LM"] or killed["hybrid"]),
-                "published over SP": _published(over_sp),
-                "ours over SP": _marked(ratio(record, "SP", "hybrid"), killed["SP"] or killed["hybrid"]),
-                "auto over M-LM": _number(ratio(record, "M-LM", "auto")),
-                "auto, int8 allowed": _number(ratio(record, "M-LM", "auto int8")),
-                "its latency over its floor": _over_floor(way(record, "auto int8")),
+                "published over M-LM": as_published(over_mlm),
+                "ours over M-LM": marked(ratio(record, "M-LM", "hybrid"), killed["M-LM"] or killed["hybrid"]),
+                "published over SP": as_published(over_sp),
+                "ours over SP": marked(ratio(record, "SP", "hybrid"), killed["SP"] or killed["hybrid"]),
+                "auto over M-LM": number(ratio(record, "M-LM", "auto")),
+                "auto, int8 allowed": number(ratio(record, "M-LM", "auto int8")),
+                "its latency over its floor": over_floor(way(record, "auto int8")),
                 "out of memory (the planner's word)": _verdicts(records, *key),
             }
         )
@@ -110,11 +111,11 @@ def _heterogeneous(records: Sequence[Record]) -> list[dict[str, str]]:
         {
             **place(record),
             "published over M-LM": f"up to {published.HETEROGENEOUS}x",
-            "hybrid, equal shares": _number(ratio(record, "M-LM", "hybrid")),
-            "galaxy planner": _number(ratio(record, "M-LM", "galaxy planner")),
-            "auto": _number(ratio(record, "M-LM", "auto")),
-            "auto, int8 allowed": _number(ratio(record, "M-LM", "auto int8")),
-            "its latency over its floor": _over_floor(way(record, "auto int8")),
+            "hybrid, equal shares": number(ratio(record, "M-LM", "hybrid")),
+            "galaxy planner": number(ratio(record, "M-LM", "galaxy planner")),
+            "auto": number(ratio(record, "M-LM", "auto")),
+            "auto, int8 allowed": number(ratio(record, "M-LM", "auto int8")),
+            "its latency over its floor": over_floor(way(record, "auto int8")),
         }
         for record in timed(records)
     ]
@@ -124,7 +125,7 @@ def _bandwidth(records: Sequence[Record]) -> list[dict[str, str]]:
     rows = []
     for record in timed(records):
         baseline = least(record, ("M-LM", "SP"))
-        row = {**place(record), "Mbit/s (nominal)": f"{nominal(record) / 1e6:g}", "best baseline ms": _ms(baseline)}
+        row = {**place(record), "Mbit/s (nominal)": f"{nominal(record) / 1e6:g}", "best baseline ms": in_ms(baseline)}
         for name in ("hybrid", "auto", "auto int8"):
             ours = seconds(record, name)
             saved = None if ours is None or baseline is None else 100 * (1 - ours / baseline)
@@ -170,16 +171,19 @@ def _overlap(records: Sequence[Record]) -> list[dict[str, str]]:
         tiles = blocks * devices * ring["subtiles"]
         compute_s, wire_s = measured["compute_floor_s"], measured["wire_floor_s"]
         block_s, tile_s = measured["latency_s"]["p50"] / blocks, compute_s / tiles
+        tile_ratio = compute_s / wire_s * (devices - 1) / devices
         rows.append(
             {
                 **place(record),
                 "Mbit/s (nominal)": f"{nominal(record) / 1e6:g}",
-                "tile: computation / transfer": f"{compute_s / wire_s * (devices - 1) / devices:.2f}",
+                "tile: computation / transfer": f"{tile_ratio:.2f}",
                 "hidden %": ", ".join(f"{100 * rank['hidden']:.0f}" for rank in measured["ranks"]),
-                "blocking ms": _ms(seconds(record, "blocking")),
-                "ring ms": _ms(seconds(record, "ring")),
+                "blocking ms": in_ms(seconds(record, "blocking")),
+                "ring ms": in_ms(seconds(record, "ring")),
                 "over max(compute, wire)": f"{measured['over_floor']:.2f}",
-                "block over (wire + one tile)": f"{block_s / (wire_s / blocks + tile_s):.2f}",
+                "block over (wire + one tile)": DASH
+                if tile_ratio >= 1
+                else f"{block_s / (wire_s / blocks + tile_s):.2f}",
             }
         )
     return rows
@@ -197,9 +201,9 @@ def _ablation(records: Sequence[Record]) -> list[dict[str, str]]:
                 {
                     **place(record),
                     "way": one["name"],
-                    "ms": _ms(measured["latency_s"]["p50"]),
-                    "times as fast as blocking": _number(ratio(record, "blocking", one["name"])),
-                    "over its floor": _over_floor(found),
+                    "ms": in_ms(measured["latency_s"]["p50"]),
+                    "times as fast as blocking": number(ratio(record, "blocking", one["name"])),
+                    "over its floor": over_floor(found),
                     "relative error": f"{measured['relative_error']:.1e}",
                     "same argmax": f"{100 * measured['same_argmax']:.1f} %",
                 }
@@ -223,7 +227,7 @@ def _cell(found: Mapping[str, Any]) -> str:
     latency = found["measured"]["latency_s"]
     spread = 50 * (latency["p80"] - latency["p20"]) / latency["p50"]
     chose = f"; {found['sharing']}, {found['wire']}" if found["name"].startswith("auto") else ""
-    return f"{_ms(latency['p50'])} ({found['speed_up']['p50']:.2f}x, +-{spread:.0f} %{chose})"
+    return f"{in_ms(latency['p50'])} ({found['speed_up']['p50']:.2f}x, +-{spread:.0f} %{chose})"
 
 
 def _checks(cells: Sequence[Record]) -> list[str]:
@@ -232,10 +236,7 @@ def _checks(cells: Sequence[Record]) -> list[str]:
     losses = [loss for record in cells if (loss := auto_behind(record)) is not None]
     if losses:
         parts.append(f"`auto` (fp32) beside the best fixed way: at worst {100 * max(losses):+.1f} % slower.")
-    off = [
-        abs(one["predicted_off"]) for record in cells for one in record["result"]["ways"]
-        if one["measured"] is not None and one["predicted"] is not None
-    ]  # fmt: skip
+    off = [abs(share) for share in latency_off(cells)]
     if off:
         parts.append(
             f"Predicted latency: off by {100 * median(off):.1f} % in the median, {100 * max(off):.1f} % at worst, "
@@ -252,8 +253,7 @@ def _checks(cells: Sequence[Record]) -> list[str]:
 
 def _memory_check(records: Sequence[Record]) -> list[str]:
     """Predicted peaks beside measured ones, where a way ran alone under its real limit."""
-    ranks = [rank for record in records for rank in record["result"].get("ranks", [])]
-    off = [rank["predicted_bytes"] / rank["peak_bytes"] - 1 for rank in ranks if rank["peak_bytes"]]
+    off = peak_off(records)
     if not off:
         return []
     return [f"Predicted peak memory of `fit` runs: {100 * min(off):+.0f} % to {100 * max(off):+.0f} % of the measured."]
@@ -267,10 +267,10 @@ def _how(records: Sequence[Record]) -> str:
     memory = {r["result"]["memory_scale"] for r in timed(records)}
     lines = [
         f"Machine: {'; '.join(sorted(metas))}. Commit: {', '.join(sorted(commits))}.",
-        f"Devices and links are {_list(scales)} times as fast as those published (`time_scale`), both alike; memory "
-        f"budgets are multiplied by {_list(memory)} for fp32 weights (`memory_scale`) or, where several ways are timed "
-        "in one job, lifted. Latencies are as measured, not scaled back. Depth is cut where the layers column says so, "
-        "width never.",
+        f"Devices and links are {listed(scales)} times as fast as those published (`time_scale`), both alike; memory "
+        f"budgets are multiplied by {listed(memory)} for fp32 weights (`memory_scale`) or, where several ways are "
+        "timed in one job, lifted. Latencies are as measured, not scaled back. Depth is cut where the layers column "
+        "says so, width never.",
         "Whether a way fits is decided by running it once, whole, with bf16 weights under the real limit: `OOM` is a "
         "rank killed by the kernel; `OOM*` beside a figure says that it was timed with the limit lifted.",
     ]
@@ -287,18 +287,6 @@ def _verdicts(records: Sequence[Record], model: str, cluster: str) -> str:
     return ", ".join(found) or DASH
 
 
-def _marked(value: float | None, killed: bool | None) -> str:
-    return _number(value) + (" OOM*" if killed else "")
-
-
-def _published(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.2f}"
-
-
-def _seconds(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.2f} s"
-
-
 def _nano(record: Record | None) -> str:
     """One device's time, and what that is on the device it stands for."""
     taken = None if record is None else seconds(record, "one device")
@@ -308,25 +296,13 @@ def _nano(record: Record | None) -> str:
     return f"{taken:.2f} s ({taken * scale:.2f} s at full scale)"
 
 
+def _card(measured: Mapping[str, Any]) -> str:
+    return f"{in_ms(measured['latency_s']['p50'])} ms ({measured['gpu']})"
+
+
 def _peaks(fits: Sequence[Record]) -> str:
     peaks = [rank["peak_bytes"] for record in fits for rank in record["result"].get("ranks", [])]
     return f"{max(peaks) / 1e6:.0f} MB" if peaks else DASH
-
-
-def _over_floor(found: Mapping[str, Any] | None) -> str:
-    return _number(None if found is None else found["measured"]["over_floor"])
-
-
-def _number(value: float | None) -> str:
-    return DASH if value is None else f"{value:.2f}"
-
-
-def _ms(value: float | None) -> str:
-    return DASH if value is None else f"{value * 1e3:.0f}"
-
-
-def _list(values: set[Any]) -> str:
-    return ", ".join(sorted(f"{value:g}" for value in values if value is not None)) or DASH
 
 
 TABLES = {

@@ -14,9 +14,11 @@ _FRAME = "-" * 74  # around a notice of Open MPI
 _NOTICES = ("exited with non-zero status", "MPI_ABORT was invoked", '"abort"')
 _PEER = re.compile(r"unexpectedly disconnected.*Peer host:\s*(\S+)", re.DOTALL)
 """In a notice of Open MPI's; others follow as its abort closes more connections, and accuse the innocent."""
-_FATAL = re.compile(r"\[[^]]+\] \*\*\* ")  # what Open MPI's error handler adds to it
+_FATAL = re.compile(r"(\[[^]]+\]) \*\*\* (An error occurred in Socket closed)?")
+"""How Open MPI's error handler begins its lines, and its first where a peer is gone; the launcher knows more then."""
 _NOISE = (
     "application called MPI_Abort(",  # MPICH
+    " seconds before aborting",  # Open MPI's delay, see mpirun.py
     "plm:ssh: Warning: setpgid",  # Open MPI, where its agent was quicker than the launcher
 )
 
@@ -49,6 +51,7 @@ def said_once(lines: Iterable[str]) -> Iterator[str]:
 def _without_notices(lines: Iterable[str]) -> Iterator[str]:
     held: list[str] = []
     lost: str | None = None
+    closed: set[str] = set()
     for line in lines:
         line = line.replace("\0", "")  # Open MPI ends a notice with one
         framed = line.strip() == _FRAME
@@ -62,8 +65,10 @@ def _without_notices(lines: Iterable[str]) -> Iterator[str]:
                 elif not peer and not any(phrase in text for text in held for phrase in _NOTICES):
                     yield from held
                 held = []
-        elif lost is not None and _FATAL.match(line):
-            continue
+        elif fatal := _FATAL.match(line):
+            closed |= {fatal[1]} if fatal[2] else set()
+            if fatal[1] not in closed:
+                yield line
         elif line and not any(noise in line for noise in _NOISE):
             yield line
     yield from held

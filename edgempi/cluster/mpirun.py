@@ -13,6 +13,7 @@ from pathlib import Path
 from edgempi.errors import UserError
 
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+ABORT_DELAY_S = 1
 EAGER_BYTES = 2 * 2**20
 """Messages up to this size leave without a handshake between hosts (Open MPI): a tile of 204 tokens of width 2560."""
 
@@ -104,7 +105,8 @@ def _openmpi_options(mpirun: Mpirun, ranks: Ranks) -> list[str]:
         transports = "self,tcp"  # emulated hosts share a machine, and shall not notice
     options += ["--mca", "pml", "ob1", "--mca", "btl", transports, "--mca", "mpi_yield_when_idle", "1"]
     if not ranks.one_host:
-        options += _openmpi_eager()
+        # Else the abort of a rank whose peer is gone outruns the news from the peer's host, which rank died and how.
+        options += [*_openmpi_eager(), "--mca", "opal_abort_delay", str(ABORT_DELAY_S)]
     if ranks.network is not None and not ranks.one_host:
         options += ["--mca", "btl_tcp_if_include", ranks.network]
     return [*options, "-x", f"OMP_NUM_THREADS={ranks.threads}"]

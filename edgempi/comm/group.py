@@ -14,7 +14,7 @@ those under way that `gather` and `scatter` start (`rings.py`, `icollectives.py`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -38,6 +38,8 @@ class Gather(Protocol):
 
     order: list[Tile]
 
+    def offer(self, tile: Tile, x_BSD: Tensor) -> None: ...
+
     def poll(self) -> None: ...
 
     def tile(self, tile: Tile) -> Tensor: ...
@@ -52,7 +54,7 @@ class Scatter(Protocol):
 
     def poll(self) -> None: ...
 
-    def finish(self) -> Tensor: ...
+    def sum(self, tile: Tile, meanwhile: Callable[[], None]) -> Tensor: ...
 
 
 class Group:
@@ -88,13 +90,15 @@ class Group:
         """Give the communicator back; every rank of the group must call, and use it no more."""
         self._transport.close()
 
-    def gather(self, x_BSD: Tensor, tiles: Sequence[Sequence[Tile]], wire: Wire, overlap: str) -> Gather:
-        """Start an all-gather of the own tokens (B, own S, D); drive it with `poll`, take its tiles as they come.
+    def gather(
+        self, shape: tuple[int, int], dtype: torch.dtype, tiles: Sequence[Sequence[Tile]], wire: Wire, overlap: str
+    ) -> Gather:
+        """Start an all-gather of (B, S, D) tensors, `shape` being (B, D): offer the own tiles, take the others'.
 
         Collective: every rank of the group, same tiles. `overlap` is `ring` or `icollective`.
         """
         kind = RingGather if overlap == "ring" else CollectiveGather
-        return kind(self._post, x_BSD, tiles, wire)
+        return kind(self._post, shape, dtype, tiles, wire)
 
     def scatter(self, shape: tuple[int, int], tiles: Sequence[Sequence[Tile]], wire: Wire, overlap: str) -> Scatter:
         """Start a reduce-scatter of a (B, S, D) tensor, `shape` being (B, D), whose addends are given tile by tile.
@@ -102,7 +106,7 @@ class Group:
         Collective: every rank of the group, same tiles. `overlap` is `ring` or `icollective`.
         """
         kind = RingScatter if overlap == "ring" else CollectiveScatter
-        return kind(self._post, *shape, tiles, wire)
+        return kind(self._post, shape, tiles, wire)
 
     def drain(self) -> None:
         """Wait until what this rank has sent is gone."""

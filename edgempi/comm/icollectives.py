@@ -9,7 +9,7 @@ Shapes: B rows, S tokens, D columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,26 +24,38 @@ from edgempi.plan.tiles import Tile
 class CollectiveGather:
     """An all-gather under way; arguments, attributes and methods as `rings.RingGather`."""
 
-    def __init__(self, post: Post, x_BSD: Tensor, tiles: Sequence[Sequence[Tile]], wire: Wire) -> None:
-        self._post, self._wire, self._dtype = post, wire, x_BSD.dtype
-        self._rows, self._columns = x_BSD.shape[0], x_BSD.shape[2]
+    def __init__(
+        self, post: Post, shape: tuple[int, int], dtype: torch.dtype, tiles: Sequence[Sequence[Tile]], wire: Wire
+    ) -> None:
+        self._post, self._wire, self._dtype, self._tiles = post, wire, dtype, tiles
+        self._rows, self._columns = shape
         self.order = _by_chunk(tiles, post)
         self._chunks: list[Any] = []
         self._chunk_of = {tile: j for owned in tiles for j, tile in enumerate(owned)}
         self._buffers: dict[Tile, Tensor] = {}
-        for j in range(_chunks(tiles)):
-            parts = [self._encoded(owned, j) for owned in tiles]
-            whole = torch.empty(sum(part.nbytes for part in parts), dtype=torch.uint8)
-            cuts = [whole[start:stop] for start, stop in spans([part.nbytes for part in parts])]
-            mine = parts[post.rank]
-            if j < len(tiles[post.rank]):
-                tile = tiles[post.rank][j]
-                first = tiles[post.rank][0].span[0]
-                mine = wire.encode(x_BSD[:, tile.span[0] - first : tile.span[1] - first])
-            for owned, part, place in zip(tiles, parts, cuts, strict=True):
-                if j < len(owned):
-                    self._buffers[owned[j]] = place.view(part.dtype).view(part.shape)
-            self._chunks.append(post.all_gather(mine, whole, [part.nbytes for part in parts]))
+        self._post_chunks_without_own()
+
+    def offer(self, tile: Tile, x_BSD: Tensor) -> None:
+        """Send one of the own tiles (B, S, D); each is offered once, in order."""
+        self._post_chunk(self._wire.encode(x_BSD))
+        self._post_chunks_without_own()
+        self.poll()
+
+    def _post_chunks_without_own(self) -> None:
+        """Take part in the chunks to which this device has nothing to give, once it has given all it has."""
+        while len(self._tiles[self._post.rank]) <= len(self._chunks) < _chunks(self._tiles):
+            self._post_chunk(self._wire.buffer((0, 0, self._columns)))
+
+    def _post_chunk(self, mine: Tensor) -> None:
+        j, wire = len(self._chunks), self._wire
+        parts = [wire.buffer(self._shape(owned[j]) if j < len(owned) else (0, 0, self._columns))
+                 for owned in self._tiles]  # fmt: skip
+        nbytes = [part.nbytes for part in parts]
+        whole = torch.empty(sum(nbytes), dtype=torch.uint8)
+        for owned, part, (start, stop) in zip(self._tiles, parts, spans(nbytes), strict=True):
+            if j < len(owned):
+                self._buffers[owned[j]] = whole[start:stop].view(part.dtype).view(part.shape)
+        self._chunks.append(self._post.all_gather(mine, whole, nbytes))
 
     def poll(self) -> None:
         """Drive communication."""
@@ -57,9 +69,6 @@ class CollectiveGather:
             self._post.wait(lambda: self._post.done(request), "all-gather", others)
         return self._wire.decode(self._buffers.pop(tile), self._shape(tile)).to(self._dtype)
 
-    def _encoded(self, owned: Sequence[Tile], j: int) -> Tensor:
-        return self._wire.buffer(self._shape(owned[j]) if j < len(owned) else (0, 0, self._columns))
-
     def _shape(self, tile: Tile) -> tuple[int, int, int]:
         return (self._rows, tile.tokens, self._columns)
 
@@ -67,9 +76,9 @@ class CollectiveGather:
 class CollectiveScatter:
     """A reduce-scatter under way; arguments, attributes and methods as `rings.RingScatter`."""
 
-    def __init__(self, post: Post, rows: int, columns: int, tiles: Sequence[Sequence[Tile]], wire: Wire) -> None:
-        self._post, self._wire = post, wire
-        self._rows, self._columns, self._tiles = rows, columns, tiles
+    def __init__(self, post: Post, shape: tuple[int, int], tiles: Sequence[Sequence[Tile]], wire: Wire) -> None:
+        self._post, self._wire, self._tiles = post, wire, tiles
+        self._rows, self._columns = shape
         self.order = _by_chunk(tiles, post)
         self._given: dict[Tile, Tensor] = {}
         self._arriving: list[list[Tensor]] = []
@@ -87,20 +96,18 @@ class CollectiveScatter:
         """Drive communication."""
         self._post.done(self._chunks)
 
-    def finish(self) -> Tensor:
-        """The sum of the own tiles (B, own S, D) in fp32; waits until it is complete."""
-        post = self._post
-        if not post.done(self._chunks):
-            others = [rank for rank in range(post.size) if rank != post.rank]
-            post.wait(lambda: post.done(self._chunks), "reduce-scatter", others)
-        own = self._tiles[post.rank]
-        if not own:
-            return torch.empty(self._rows, 0, self._columns)
-        return torch.cat([self._sum(tile, self._arriving[j]) for j, tile in enumerate(own)], dim=1)
+    def sum(self, tile: Tile, meanwhile: Callable[[], None]) -> Tensor:
+        """The sum of an own tile (B, S, D) in fp32; waits until it is complete, and calls `meanwhile` while it does."""
+        post, j = self._post, self._tiles[self._post.rank].index(tile)
 
-    def _sum(self, tile: Tile, parts: Sequence[Tensor]) -> Tensor:
-        ring = [(self._post.rank + step) % self._post.size for step in range(1, self._post.size)]
-        addends = [self._wire.decode(parts[rank], self._shape(tile)) for rank in ring]
+        def complete() -> bool:
+            meanwhile()
+            return post.done([self._chunks[j]])
+
+        if not complete():
+            post.wait(complete, "reduce-scatter", [rank for rank in range(post.size) if rank != post.rank])
+        ring = [(post.rank + step) % post.size for step in range(1, post.size)]
+        addends = [self._wire.decode(self._arriving[j][rank], self._shape(tile)) for rank in ring]
         total = addends[0].float()
         for addend in [*addends[1:], self._given.pop(tile)]:
             total = total + addend

@@ -63,16 +63,23 @@ class Post:
         """The place of the rank that this one sends to in a ring."""
         return (self.rank + 1) % self.size
 
-    def send(self, buffer: Tensor, target: int, tag: int) -> None:
+    def send(self, buffer: Tensor, target: int, tag: int, unit: str | None = None) -> None:
         """Start to send a contiguous buffer; an empty one is not sent.
 
         The buffer is kept until it is gone, and whoever else holds it must not change it.
+
+        Args:
+            buffer: what.
+            target: the place of the rank it is for.
+            tag: the message tag.
+            unit: what it is counted for; None: the unit that runs.
         """
         if buffer.numel():
             peer = self._members[target]
-            flight = self.traffic.trace.post(SEND, self.traffic.unit, buffer.nbytes, peer)
-            self._under_way.append((self.transport.isend(buffer, target, tag), buffer, flight))
-            self.traffic.sent(buffer.nbytes, peer)
+            with self.traffic.within(unit or self.traffic.unit):
+                flight = self.traffic.trace.post(SEND, self.traffic.unit, buffer.nbytes, peer)
+                self._under_way.append((self.transport.isend(buffer, target, tag), buffer, flight))
+                self.traffic.sent(buffer.nbytes, peer)
 
     def receive(self, buffer: Tensor, source: int, tag: int) -> Arrival:
         """Start to receive into a contiguous buffer."""

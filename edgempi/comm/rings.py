@@ -13,8 +13,8 @@ Shapes: B rows, S tokens, D columns.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -23,8 +23,9 @@ from edgempi.comm.post import Arrival, Post
 from edgempi.comm.wire import Wire
 from edgempi.plan.tiles import Tile, arrivals
 
-GATHER, SCATTER = 11, 12
-"""Message tags: a gather that still forwards may meet the first partial sums of the scatter after it."""
+GATHER, SCATTER = 1_000, 2_000
+"""Message tags, to which a tile's number is added. A tile that arrives may go on before an own one that is still to
+come, and a gather that still forwards may meet the first partial sums of the scatter after it."""
 
 
 class RingGather:
@@ -32,31 +33,39 @@ class RingGather:
 
     Args:
         post: of the group.
-        x_BSD: the own tokens.
+        shape: B and D of what is gathered.
+        dtype: that tiles are wanted in.
         tiles: of all devices (`plan/tiles.py`).
         wire: the form in which tiles travel.
     """
 
-    def __init__(self, post: Post, x_BSD: Tensor, tiles: Sequence[Sequence[Tile]], wire: Wire) -> None:
-        self._post, self._wire, self._dtype = post, wire, x_BSD.dtype
-        self._rows, self._columns = x_BSD.shape[0], x_BSD.shape[2]
+    def __init__(
+        self, post: Post, shape: tuple[int, int], dtype: torch.dtype, tiles: Sequence[Sequence[Tile]], wire: Wire
+    ) -> None:
+        self._post, self._wire, self._dtype = post, wire, dtype
+        self._rows, self._columns = shape
+        self._unit = post.traffic.unit  # messages may leave while the next unit runs
         self.order = arrivals(tiles, post.rank)
-        self._waiting: deque[tuple[Tile, Arrival]] = deque()
+        """The other devices' tiles as they arrive."""
+        self._tags = _numbered(tiles, GATHER)
+        self._waiting = {
+            tile: post.receive(wire.buffer(self._shape(tile)), post.before, self._tags[tile]) for tile in self.order
+        }
         self._arrived: dict[Tile, Tensor] = {}
-        for tile in self.order:
-            self._waiting.append((tile, post.receive(wire.buffer(self._shape(tile)), post.before, GATHER)))
-        for tile in tiles[post.rank]:
-            first = tiles[post.rank][0].span[0]
-            post.send(wire.encode(x_BSD[:, tile.span[0] - first : tile.span[1] - first]), post.after, GATHER)
+
+    def offer(self, tile: Tile, x_BSD: Tensor) -> None:
+        """Send one of the own tiles (B, S, D); each is offered once, in order."""
+        self._pass_on(tile, self._wire.encode(x_BSD))
+        self.poll()
 
     def poll(self) -> None:
         """Drive communication, and pass on what has arrived."""
         self._post.let_go()
-        while self._waiting and self._waiting[0][1].here():
-            tile, arrival = self._waiting.popleft()
-            self._arrived[tile] = arrival.buffer
+        for tile in _here(self._waiting):
+            buffer = self._waiting.pop(tile).buffer
+            self._arrived[tile] = buffer
             if tile.owner != self._post.after:
-                self._post.send(arrival.buffer, self._post.after, GATHER)
+                self._pass_on(tile, buffer)
 
     def tile(self, tile: Tile) -> Tensor:
         """Another device's tile (B, S, D); waits until it is here. Each is asked for once."""
@@ -69,6 +78,9 @@ class RingGather:
             self._post.wait(here, "all-gather", [self._post.before])
         return self._wire.decode(self._arrived.pop(tile), self._shape(tile)).to(self._dtype)
 
+    def _pass_on(self, tile: Tile, buffer: Tensor) -> None:
+        self._post.send(buffer, self._post.after, self._tags[tile], self._unit)
+
     def _shape(self, tile: Tile) -> tuple[int, int, int]:
         return (self._rows, tile.tokens, self._columns)
 
@@ -78,25 +90,26 @@ class RingScatter:
 
     Args:
         post: of the group.
-        rows: B.
-        columns: D.
+        shape: B and D of what is summed.
         tiles: of all devices.
         wire: the form in which partial sums travel.
     """
 
-    def __init__(self, post: Post, rows: int, columns: int, tiles: Sequence[Sequence[Tile]], wire: Wire) -> None:
+    def __init__(self, post: Post, shape: tuple[int, int], tiles: Sequence[Sequence[Tile]], wire: Wire) -> None:
         self._post, self._wire = post, wire
-        self._rows, self._columns = rows, columns
-        self._own = tiles[post.rank]
+        self._rows, self._columns = shape
+        self._unit = post.traffic.unit
         self.order = arrivals(tiles, post.rank)
         """In which order the other devices' addends shall be given; the own come last."""
-        self._waiting: deque[tuple[Tile, Arrival]] = deque()
+        self._tags = _numbered(tiles, SCATTER)
+        self._waiting = {
+            tile: post.receive(wire.buffer(self._shape(tile)), post.before, self._tags[tile])
+            for tile in [*self.order, *tiles[post.rank]]
+            if tile.owner != post.before
+        }
         self._given: dict[Tile, Tensor] = {}
         self._arrived: dict[Tile, Tensor] = {}
         self._sums: dict[Tile, Tensor] = {}
-        for tile in [*self.order, *self._own]:
-            if tile.owner != post.before:
-                self._waiting.append((tile, post.receive(wire.buffer(self._shape(tile)), post.before, SCATTER)))
 
     def give(self, tile: Tile, addend_BSD: Tensor) -> None:
         """Add this device's part (B, S, D) of a tile's sum. Each tile is given once, in order; does not wait."""
@@ -110,23 +123,21 @@ class RingScatter:
     def poll(self) -> None:
         """Drive communication, and add and pass on what has arrived."""
         self._post.let_go()
-        while self._waiting and self._waiting[0][1].here():
-            tile, arrival = self._waiting.popleft()
-            self._arrived[tile] = arrival.buffer
+        for tile in _here(self._waiting):
+            self._arrived[tile] = self._waiting.pop(tile).buffer
             self._settle(tile)
 
-    def finish(self) -> Tensor:
-        """The sum of the own tiles (B, own S, D) in fp32; waits until it is complete."""
+    def sum(self, tile: Tile, meanwhile: Callable[[], None]) -> Tensor:
+        """The sum of an own tile (B, S, D) in fp32; waits until it is complete, and calls `meanwhile` while it does."""
 
         def complete() -> bool:
             self.poll()
-            return not self._waiting
+            meanwhile()
+            return tile in self._sums
 
         if not complete():
             self._post.wait(complete, "reduce-scatter", [self._post.before])
-        if not self._own:
-            return torch.empty(self._rows, 0, self._columns)
-        return torch.cat([self._sums[tile] for tile in self._own], dim=1)
+        return self._sums.pop(tile)
 
     def _settle(self, tile: Tile) -> None:
         if tile not in self._given or tile not in self._arrived:
@@ -139,7 +150,15 @@ class RingScatter:
             self._pass_on(tile, total)
 
     def _pass_on(self, tile: Tile, total_BSD: Tensor) -> None:
-        self._post.send(self._wire.encode(total_BSD.float()), self._post.after, SCATTER)
+        self._post.send(self._wire.encode(total_BSD.float()), self._post.after, self._tags[tile], self._unit)
 
     def _shape(self, tile: Tile) -> tuple[int, int, int]:
         return (self._rows, tile.tokens, self._columns)
+
+
+def _numbered(tiles: Sequence[Sequence[Tile]], first: int) -> dict[Tile, int]:
+    return {tile: first + number for number, tile in enumerate(chain.from_iterable(tiles))}
+
+
+def _here(waiting: Mapping[Tile, Arrival]) -> list[Tile]:
+    return [tile for tile, arrival in waiting.items() if arrival.here()]

@@ -148,7 +148,6 @@ class ClusterConfig:
         budget = self.memory_budget_bytes
         return {f"device{r}": DeviceConfig(memory_budget_bytes=budget) for r in range(self.ranks)}
 
-
     def _as_lent(self, device: DeviceConfig) -> DeviceConfig:
         budget = device.memory_budget_bytes
         if self.lab is None or budget is None:
@@ -270,7 +269,8 @@ class TaskConfig:
     tolerance: float | None = None
     """`verify`: the largest difference allowed, as a share of the output's largest magnitude."""
     save: str | None = None
-    """`plan`: write the program to this YAML file; `profile`: write the profile there."""
+    """`plan`: write the program to this YAML file; `profile`: write the profile there; `bench`: write
+    `cluster.profile` there, corrected by what the devices took."""
     explain: bool = False
     """`plan`: also what each block is predicted to take on each device, and the best rejected plans."""
     trace: str | None = None

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from edgempi.models.kv_cache import LayerCache
+from edgempi.models.parts import Parts
 from edgempi.models.stream import Stream
 from edgempi.models.weights import Weights
 from edgempi.ops.activation import activate, activation_named
@@ -41,19 +42,19 @@ class Block:
         self._cross_norm = weights.norm(f"{unit}.cross.norm", spec) if spec.cross else None
         self._mlp_norm = weights.norm(f"{unit}.mlp.norm", spec)
 
-    def __call__(self, x: Tensor, stream: Stream, cache: LayerCache | None = None) -> Tensor:
-        """The layer: the device's part of the residual stream in, and out."""
+    def __call__(self, x: Parts, stream: Stream, cache: LayerCache | None = None) -> Parts:
+        """The layer: the device's part of the residual stream in, and out, its last tiles maybe still to come."""
         x = self._connect(x, self._attention_norm, lambda h: self._attention(h, stream, cache))
         if self._cross is not None and self._cross_norm is not None:
             cross = self._cross
-            x = self._connect(x, self._cross_norm, lambda h: cross(h, stream, cache))
+            x = self._connect(x, self._cross_norm, lambda h: Parts.of(cross(h.whole(), stream, cache)))
         return self._connect(x, self._mlp_norm, lambda h: self._mlp(h, stream))
 
-    def _connect(self, x: Tensor, norm: Norm, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+    def _connect(self, x: Parts, norm: Norm, sublayer: Callable[[Parts], Parts]) -> Parts:
         """The connective block: residual add and norm, on the device's own part of the stream."""
         if self._norm_first:
-            return x + sublayer(norm(x))
-        return norm(x + sublayer(x))
+            return x.plus(sublayer(x.map(norm)))
+        return x.plus(sublayer(x)).map(norm)
 
 
 class SelfAttention:
@@ -72,7 +73,7 @@ class SelfAttention:
         self._q_norm = weights.norm(f"{name}.q_norm", spec, self._size) if spec.qk_norm else None
         self._k_norm = weights.norm(f"{name}.k_norm", spec, self._size) if spec.qk_norm else None
 
-    def __call__(self, x: Tensor, stream: Stream, cache: LayerCache | None) -> Tensor:
+    def __call__(self, x: Parts, stream: Stream, cache: LayerCache | None) -> Parts:
         seam = stream.attention_seam
         rows = _Projected(seam.inner)
         past: list[tuple[Tensor, Tensor]] = []
@@ -191,7 +192,7 @@ class MLP:
         self._up = weights.linear(*stems)
         self._down = weights.linear(f"{name}.down")
 
-    def __call__(self, x: Tensor, stream: Stream) -> Tensor:
+    def __call__(self, x: Parts, stream: Stream) -> Parts:
         return stream.mlp_seam.through(x, self._inside, self._down)
 
     def _inside(self, x: Tensor, between: Poll) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from edgempi.models.parts import Parts
 from edgempi.ops.attention import Mask, build_mask
 from edgempi.ops.linear import Linear, Poll
 from edgempi.ops.relative import relative_bias
@@ -46,9 +47,9 @@ class Seam(Protocol):
 
     def share_keys(self, k_BTE: Tensor, v_BTE: Tensor) -> tuple[Tensor, Tensor]: ...
 
-    def attend(self, x: Tensor, project: Project, reach: Reach, core: Core, out: Linear) -> Tensor: ...
+    def attend(self, x: Parts, project: Project, reach: Reach, core: Core, out: Linear) -> Parts: ...
 
-    def through(self, x: Tensor, inside: Inside, out: Linear) -> Tensor: ...
+    def through(self, x: Parts, inside: Inside, out: Linear) -> Parts: ...
 
     def pick(self, x_BSD: Tensor, index_B: Tensor) -> Tensor: ...
 

@@ -14,6 +14,7 @@ from statistics import median
 import torch
 
 from edgempi.comm import Group, World
+from edgempi.models.parts import Parts
 from edgempi.models.weights import TORCH_DTYPES
 from edgempi.ops.linear import Linear, Poll, Route
 from edgempi.parallel.seam import seam
@@ -74,7 +75,7 @@ def _measure(group: Group, plan: Plan, stage: Stage, spec: ModelSpec, route: Rou
             own = meet.outer[1] - meet.outer[0]
             x = torch.full((1, own, stack.width), 1e-3, dtype=dtype)
             start = time.perf_counter()
-            meet.through(x, inside, down)
+            meet.through(Parts.of(x), inside, down).whole()
             group.drain()
             taken[mode].append(time.perf_counter() - start)
     return {mode: median(seconds[1:]) for mode, seconds in taken.items()}

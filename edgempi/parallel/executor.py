@@ -21,6 +21,7 @@ from edgempi.comm.wire import Wire, wire_named
 from edgempi.models.block import Block
 from edgempi.models.ends import Embed, Head, selected
 from edgempi.models.kv_cache import KVCache
+from edgempi.models.parts import Parts
 from edgempi.models.stream import Memory, Stream
 from edgempi.models.weights import TORCH_DTYPES
 from edgempi.ops.norm import Norm
@@ -158,7 +159,7 @@ class _Pass:
         mine = (i for i, (stage, _) in enumerate(self._stages) if self._world.rank in stage.devices)
         self._position = next(mine, None)
         self._expected: dict[str, Transfer] = {}
-        self._state: dict[str, Tensor] = {}
+        self._state: dict[str, Parts] = {}
         self._streams: dict[str, Stream] = {}
 
     def expect(self, mail: Mail) -> None:
@@ -182,12 +183,13 @@ class _Pass:
             for name, transfer in self._expected.items():
                 got = transfer.receive()
                 if got is not None:
-                    self._state[name] = got.to(self._executor.dtype)
+                    self._state[name] = Parts.of(got.to(self._executor.dtype))
             outputs = self._run_units(stage, units, mail)
             for after, after_units in self._stages[self._position + 1 :][:1]:
                 for name, shape in self._carried(after_units[0]):
                     transfer = self._begin(name, shape, stage, after, after_units[0])
-                    mail.add(transfer.send(self._state.get(name)))
+                    lying = self._state.get(name)
+                    mail.add(transfer.send(None if lying is None else lying.whole()))
         tokens = self._batch.ids(self._spec.last).shape[1]
         if self._cache is not None:
             self._cache.length += tokens
@@ -208,21 +210,21 @@ class _Pass:
                     outputs = self._read_out(run, stage, stack)
                     continue
                 if isinstance(run, Embed):
-                    self._state[stack] = run(self._stream(stage, stack))
+                    self._state[stack] = Parts.of(run(self._stream(stage, stack)))
                 elif isinstance(run, Block):
                     # An encoder sees its tokens once; only a decoder has a past.
                     cache = self._cache.layer(unit) if self._cache is not None and stack == "dec" else None
                     self._state[stack] = run(self._state[stack], self._stream(stage, stack), cache)
                 else:
-                    self._state[stack] = run(self._state[stack])
+                    self._state[stack] = self._state[stack].map(run)
                 if self._observe is not None:
-                    self._observe(unit, self._state[stack])
+                    self._observe(unit, self._state[stack].whole())
                 if ends_encoder(self._spec, unit):
-                    self._state["memory"] = self._publish(stage)
+                    self._state["memory"] = Parts.of(self._publish(stage))
         return outputs
 
     def _read_out(self, head: Head, stage: Stage, stack: str) -> dict[str, Tensor]:
-        x = self._state[stack]
+        x = self._state[stack].whole()
         split = stage.modes.head == Table.vocabulary and self._spec.head.vocabulary
         seam = self._seam(stage, stack, split)
         index = None if self._index is None else self._index[slice(*self._rows(stage))]
@@ -237,7 +239,7 @@ class _Pass:
 
     def _publish(self, stage: Stage) -> Tensor:
         """The encoder's output as this stage's decoder layers read it: whole where they are split by heads."""
-        x = self._state.pop("enc")
+        x = self._state.pop("enc").whole()
         return self._seam(stage, "enc", False).gather(x) if reads_whole_memory(stage) else x
 
     def _stream(self, stage: Stage, stack: str) -> Stream:
@@ -259,7 +261,7 @@ class _Pass:
                 attention_seam=self._seam(stage, stack, modes.attention == BlockMode.tensor),
                 mlp_seam=self._seam(stage, stack, modes.mlp == BlockMode.tensor),
                 relative_table=self._executor.relative.get(stack),
-                memory=None if memory is None else Memory(memory, self._memory_seam(stage), encoder_padding),
+                memory=None if memory is None else Memory(memory.whole(), self._memory_seam(stage), encoder_padding),
                 memory_padding=encoder_padding,
             )
         return self._streams[stack]

@@ -14,18 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from edgempi.comm import Group
 from edgempi.comm.group import Gather, Scatter
 from edgempi.comm.trace import COMPUTE
 from edgempi.comm.wire import Wire
+from edgempi.models.parts import Parts, Take
 from edgempi.models.stream import Core, Inside, Project, Reach
 from edgempi.ops.linear import Linear, Poll
 from edgempi.parallel.seams import GatherScatter, plus
 from edgempi.plan.apportion import Span
-from edgempi.plan.tiles import cut
+from edgempi.plan.tiles import Tile, cut
 
 
 class Overlapped(GatherScatter):
@@ -48,7 +48,7 @@ class Overlapped(GatherScatter):
 
     def enter(self, x: Tensor, linear: Linear, activation: str = "none") -> Tensor:
         """Multiply tile by tile, as they arrive."""
-        gather = self._gather(x)
+        gather = self._gather(Parts.of(x))
         y = x.new_empty(x.shape[0], self.inner[1], linear.outputs)
         y[:, slice(*self.outer)] = linear(x, activation, gather.poll)
         for tile in gather.order:
@@ -60,15 +60,16 @@ class Overlapped(GatherScatter):
         scatter = self._scatter(y.shape[0], linear)
         for tile in scatter.order:
             scatter.give(tile, linear.partial(y[:, slice(*tile.span)], scatter.poll))
-        return self._end(scatter, y[:, slice(*self.outer)], linear, y.dtype)
+        return self._end(scatter, y[:, slice(*self.outer)], linear).whole()
 
-    def attend(self, x: Tensor, project: Project, reach: Reach, core: Core, out: Linear) -> Tensor:
+    def attend(self, x: Parts, project: Project, reach: Reach, core: Core, out: Linear) -> Parts:
         """Project tiles as they arrive, and attend from a tile as soon as all that its queries look at is here."""
         trace = self._group.trace
-        gather, scatter = self._gather(x), self._scatter(x.shape[0], out)
+        gather = self._gather(x)
+        scatter = self._scatter(x.rows, out)
         poll = _both(gather, scatter)
         with trace.span(COMPUTE, "qkv own"):
-            project(x, self.outer, poll)
+            project(x.whole(), self.outer, poll)
         coming = list(gather.order)
 
         def take_in(needed: int) -> None:
@@ -84,33 +85,49 @@ class Overlapped(GatherScatter):
                 addend = out.partial(core(tile.span), poll)
             scatter.give(tile, addend)
         take_in(self.inner[1])
-        return self._end(scatter, core(self.outer), out, x.dtype)
+        return self._end(scatter, core(self.outer), out)
 
-    def through(self, x: Tensor, inside: Inside, out: Linear) -> Tensor:
+    def through(self, x: Parts, inside: Inside, out: Linear) -> Parts:
         """Take each tile through the whole MLP in one go."""
         trace = self._group.trace
-        gather, scatter = self._gather(x), self._scatter(x.shape[0], out)
+        gather = self._gather(x)
+        scatter = self._scatter(x.rows, out)
         poll = _both(gather, scatter)
         with trace.span(COMPUTE, "up own"):
-            own = inside(x, poll)
+            own = inside(x.whole(), poll)
         for tile in scatter.order:
             arrived = gather.tile(tile)
             with trace.span(COMPUTE, f"mlp of {tile.owner}"):
                 addend = out.partial(inside(arrived, poll), poll)
             scatter.give(tile, addend)
-        return self._end(scatter, own, out, x.dtype)
+        return self._end(scatter, own, out)
 
-    def _end(self, scatter: Scatter, own: Tensor, out: Linear, dtype: torch.dtype) -> Tensor:
-        """Multiply the own tokens last, under the last partial sums; add the bias to the sum."""
+    def _end(self, scatter: Scatter, own: Tensor, out: Linear) -> Parts:
+        """Multiply the own tokens last, under the last partial sums; what comes out is awaited by whoever needs it."""
         with self._group.trace.span(COMPUTE, "exit own"):
             addend = out.partial(own, scatter.poll)
         first = self.outer[0]
         for tile in self._own:
             scatter.give(tile, addend[:, tile.span[0] - first : tile.span[1] - first])
-        return plus(scatter.finish().to(dtype), out.bias)
+        if not self._own:
+            return Parts.of(addend)
 
-    def _gather(self, x: Tensor) -> Gather:
-        return self._group.gather(x, self._tiles, self._wire, self._overlap)
+        def awaited(tile: Tile) -> Take:
+            return lambda poll: plus(scatter.sum(tile, poll).to(own.dtype), out.bias)
+
+        return Parts([awaited(tile) for tile in self._own], own.shape[0], out.outputs, own.dtype)
+
+    def _gather(self, x: Parts) -> Gather:
+        """Start to gather, and send the own tokens as they become known."""
+        gather = self._group.gather((x.rows, x.width), x.dtype, self._tiles, self._wire, self._overlap)
+        if len(x) == len(self._own):
+            for index, tile in enumerate(self._own):
+                gather.offer(tile, x.tile(index, gather.poll))
+        else:
+            whole, start = x.whole(), self.outer[0]
+            for tile in self._own:
+                gather.offer(tile, whole[:, tile.span[0] - start : tile.span[1] - start])
+        return gather
 
     def _scatter(self, rows: int, out: Linear) -> Scatter:
         return self._group.scatter((rows, out.outputs), self._tiles, self._wire, self._overlap)

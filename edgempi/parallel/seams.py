@@ -25,6 +25,7 @@ from torch import Tensor
 
 from edgempi.comm import Group
 from edgempi.comm.wire import Wire
+from edgempi.models.parts import Parts
 from edgempi.models.stream import Core, Inside, Project, Reach
 from edgempi.ops.linear import Linear, nothing
 from edgempi.plan.apportion import Span
@@ -64,7 +65,7 @@ class Whole:
         """The keys and values that this device's queries attend to."""
         return k_BTE, v_BTE
 
-    def attend(self, x: Tensor, project: Project, reach: Reach, core: Core, out: Linear) -> Tensor:
+    def attend(self, x: Parts, project: Project, reach: Reach, core: Core, out: Linear) -> Parts:
         """Self-attention from the device's part of the stream to its part of the sum.
 
         Args:
@@ -74,12 +75,12 @@ class Whole:
             core: attends from a span's queries, once all that they look at is projected.
             out: the exiting product.
         """
-        project(self.gather_inner(x), self.inner, nothing)
-        return self.leave(core(self.inner), out)
+        project(self.gather_inner(x.whole()), self.inner, nothing)
+        return Parts.of(self.leave(core(self.inner), out))
 
-    def through(self, x: Tensor, inside: Inside, out: Linear) -> Tensor:
+    def through(self, x: Parts, inside: Inside, out: Linear) -> Parts:
         """An MLP from the device's part of the stream to its part of the sum; `out` is the exiting product."""
-        return self.leave(inside(self.gather_inner(x), nothing), out)
+        return Parts.of(self.leave(inside(self.gather_inner(x.whole()), nothing), out))
 
     def gather_inner(self, x: Tensor) -> Tensor:
         """The tokens that the block's inside works on."""

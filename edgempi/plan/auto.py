@@ -38,7 +38,7 @@ ALL_SUBSETS = 4
 """Up to so many devices every subset is tried; of more, the fastest ones and those with most memory."""
 FINALISTS, REFINEMENTS, ROUNDS = 3, 80, 3
 """How many drafts are refined, by how many plans each, and how often form and shares take turns, on a few devices."""
-FINALISTS_OF_MANY, REFINEMENTS_OF_MANY = 1, 20
+FINALISTS_OF_MANY, REFINEMENTS_OF_MANY, SUBTILES_OF_MANY = 1, 12, 2
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class _Auto:
         for wire in wires:
             for overlap in overlaps:
                 blocks = self._allowed.column_blocks[overlap == "blocking"]
-                cuts = self._allowed.subtiles if overlap != "blocking" else (1,)
+                cuts = self._subtiles if overlap != "blocking" else (1,)
                 made = (
                     replace(self._plain, wire_dtype=wire, overlap=overlap, subtiles=cut, column_blocks=blocks)
                     for cut in cuts
@@ -181,10 +181,22 @@ class _Auto:
                 found += list(made)
         return found
 
+    @property
+    def _subtiles(self) -> tuple[int, ...]:
+        """Many devices have small tiles as it is, and many tiles take long to simulate."""
+        most = max(self._allowed.subtiles) if self._cluster.size <= ALL_SUBSETS else SUBTILES_OF_MANY
+        return tuple(cut for cut in self._allowed.subtiles if cut <= most) or self._allowed.subtiles
+
     def _best_form(self, draft: Draft) -> Draft:
+        """The draft in its best form: first how communication is driven, then in what it travels."""
         stage = max(draft.plan.stages, key=lambda stage: len(stage.units))
-        drafts = [replace(draft, forms=forms) for forms in self._forms(stage.modes, self._allowed.wires)]
-        return min(drafts, key=lambda one: self._search.score(one.plan))
+        driven = self._fastest(draft, self._forms(stage.modes, [draft.forms.wire_dtype]))
+        return self._fastest(driven, [replace(driven.forms, wire_dtype=wire) for wire in self._allowed.wires])
+
+    def _fastest(self, draft: Draft, forms: Sequence[Forms]) -> Draft:
+        if len(forms) == 1:
+            return replace(draft, forms=forms[0])
+        return min((replace(draft, forms=form) for form in forms), key=lambda one: self._search.score(one.plan))
 
     def _presets(self) -> Iterator[Plan]:
         """What the other planners give, and pipelines of two groups, as far as they can be made."""

@@ -2,29 +2,32 @@
 
 Every device runs its program of steps on one clock. A send is posted and costs its device no time; the messages of one
 link go one after another, in the order of posting, and a link is busy for a message's bits while its latency adds to
-the arrival alone. A message may be relayed: each device that it reaches sends it on at once. A sum is relayed only once
-the device has given its own part. Relaying takes no step of a program: communication is polled between the column
-blocks of products, and what the poll comes too late is left out.
+the arrival alone. A message may be relayed: each device that it reaches sends it on. A sum is relayed only once the
+device has given its own part. Relaying takes no step of a program: it happens when communication is next polled, at
+once where the device waits, and while it computes at the end of the block of columns that it is at.
 
 This is the max-plus recurrence over tiles of Galaxy's overlapped schedule (arXiv 2405.17245), for any tile sizes.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from math import ceil
 from typing import NamedTuple
 
 from edgempi.cluster.profile import Link
 
 
 class Compute(NamedTuple):
-    """Take `seconds` of the device."""
+    """Take `seconds` of the device, which polls communication every `poll_s`; zero: all the time."""
 
     block: str
     seconds: float
+    poll_s: float = 0.0
 
 
 class Send(NamedTuple):
@@ -119,6 +122,8 @@ class Ring:
         self._awaited: list[Await | None] = [None] * self._size
         self._given: list[set[int]] = [set() for _ in programs]
         self._partial: list[set[int]] = [set() for _ in programs]
+        self._starts: list[list[float]] = [[] for _ in programs]
+        self._polls: list[list[tuple[float, float]]] = [[] for _ in programs]
         for device in range(self._size):
             self._advance(device)
         while self._events:
@@ -168,6 +173,9 @@ class Ring:
         for place in range(self._place[device], len(program)):
             step = program[place]
             if type(step) is Compute:
+                if step.poll_s:
+                    self._starts[device].append(now)
+                    self._polls[device].append((now + step.seconds, step.poll_s))
                 now += step.seconds
                 compute[step.block] += step.seconds
             elif type(step) is Await:
@@ -200,9 +208,9 @@ class Ring:
     def _arrive(self, device: int, message: _Message, time: float) -> None:
         self._here[device][message.key] = time
         if message.hops > 1:
-            self._carry(device, message._replace(hops=message.hops - 1), time)
+            self._relay(device, message._replace(hops=message.hops - 1), time)
         elif message.key in self._given[device]:
-            self._carry(device, message, time)
+            self._relay(device, message, time)
         else:
             self._partial[device].add(message.key)
         awaited = self._awaited[device]
@@ -210,6 +218,18 @@ class Ring:
             self._awaited[device] = None
             self.wait_until(device, time, awaited.block)
             self._advance(device)
+
+    def _relay(self, device: int, message: _Message, time: float) -> None:
+        """Send on what has arrived, at the next poll."""
+        begun = bisect_right(self._starts[device], time) - 1
+        if begun >= 0:
+            start, (stop, poll_s) = self._starts[device][begun], self._polls[device][begun]
+            if time < stop:
+                polled = min(stop, start + ceil((time - start) / poll_s) * poll_s)
+                if polled > time:
+                    self._push(polled, _POST, device, message)
+                    return
+        self._carry(device, message, time)
 
     def _give(self, device: int, message: _Message, time: float) -> None:
         if message.key in self._partial[device]:

@@ -21,6 +21,7 @@ from edgempi.cluster.profile import DeviceTimes, ElementTime
 from edgempi.comm.wire import wire_named
 from edgempi.config.schema import WireDtype
 from edgempi.models.allocator import returning
+from edgempi.models.parts import Parts
 from edgempi.models.stream import Stream
 from edgempi.ops.linear import Route, pick_route
 from edgempi.plan.spec import ModelSpec
@@ -164,13 +165,13 @@ class _Bench:
         stream = self._streams.setdefault((share, rows), layer.stream(rows))
         work, causal = layer.attended(stream)  # builds the mask, which a run does once for all layers
         self._timed.taken()
-        y, attention_s = self._watch.time(lambda: layer.attention(x, stream, None))
+        y, attention_s = self._watch.time(lambda: layer.attention(Parts.of(x), stream, None).whole())
         products = self._timed.taken()
         cores = self._causal if causal else self._cores
         cores.add((work,), attention_s - sum(product.seconds for product in products))
         _, connective_s = self._watch.time(lambda: layer.norm(x + y))
         self._connective.add((float(x.numel()),), connective_s)
-        _, mlp_s = self._watch.time(lambda: layer.mlp(x, stream))
+        _, mlp_s = self._watch.time(lambda: layer.mlp(Parts.of(x), stream).whole())
         up, down = self._timed.taken()
         # What the block does between its products (a gate's activation) belongs to the first.
         up_s = mlp_s - down.seconds

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from edgempi.plan.workload import Workload
 from edgempi.profiling.process import forget_peak, peak_bytes, resident_bytes
 from edgempi.tasks import Job
 from edgempi.tasks.agreement import agreement
+from edgempi.tasks.correction import check_save, save_corrected
 from edgempi.tasks.figures import HEADERS, batches, beside_first, rank_figures, way_figures
 from edgempi.tasks.model_job import PATIENCE, agree, locate_model
 from edgempi.tasks.progress import told
@@ -50,6 +51,7 @@ FLOOR_ROUNDS = 3
 
 def prepare(config: Config) -> dict[str, Any]:
     """Plan every way for the synthetic batch, `data.batch` x `data.length`."""
+    check_save(config)
     _, spec = locate_model(config)
     data = config.data
     work = Workload(data.batch, data.length, data.length if spec.enc and spec.dec else 0)
@@ -82,7 +84,9 @@ def run(job: Job, world: World) -> dict[str, Any]:
         gc.collect()
     if not world.leads:
         return {}
-    return _result(config, ways, found)
+    result = _result(config, ways, found)
+    save_corrected(config, result["ways"])
+    return result
 
 
 def report(result: dict[str, Any], console: Console) -> None:
@@ -100,6 +104,8 @@ def report(result: dict[str, Any], console: Console) -> None:
     for way in result["ways"]:
         if way["misfit"]:
             console.print(f"{way['name']}, by prediction: {way['misfit']}", markup=False)
+    if result["saved"]:
+        console.print(f"The profile, corrected: {result['saved']}", markup=False)
     if result["trace"]:
         console.print(f"Traces: {result['trace']} (open them in ui.perfetto.dev)", markup=False)
 
@@ -134,25 +140,25 @@ def _load(world: World, way: Planned, folder: Path, route: Route, floor: bool) -
 
 
 def _time(world: World, loaded: Sequence[_Loaded], config: Config) -> None:
-    """Rounds in which every way runs once, then the floors. Collective: every rank."""
-    traffic = world.traffic
-    for _ in told(world, range(config.task.repeats), f"timing {', '.join(one.way.name for one in loaded)}"):
+    """Rounds in which every way runs once, in the first of them beside its floor. Collective: every rank."""
+    rounds = range(config.task.repeats)
+    for number in told(world, rounds, f"timing {', '.join(one.way.name for one in loaded)}"):
         for one in loaded:
             world.barrier()
-            traffic.reset()
-            start = time.perf_counter()
-            one.runner.forward(one.batch)
-            wall_s = time.perf_counter() - start
-            counted = traffic.as_dict()
+            world.traffic.reset()
+            wall_s = _seconds(one.runner.forward, one.batch)
+            counted = world.traffic.as_dict()
             one.rounds.append({"wall_s": wall_s, "waited_s": counted["waited_s"], "bytes_sent": counted["bytes_sent"]})
-    for _ in range(min(FLOOR_ROUNDS, config.task.repeats)):
-        for one in loaded:
-            world.barrier()
-            if one.floor is not None:
-                start = time.perf_counter()
+            if one.floor is not None and number < FLOOR_ROUNDS:
+                world.barrier()
                 with torch.inference_mode():
-                    one.floor.forward(one.batch)
-                one.floor_s.append(time.perf_counter() - start)
+                    one.floor_s.append(_seconds(one.floor.forward, one.batch))
+
+
+def _seconds(forward: Callable[[Batch], object], batch: Batch) -> float:
+    start = time.perf_counter()
+    forward(batch)
+    return time.perf_counter() - start
 
 
 def _figures(world: World, one: _Loaded, cluster: ClusterConfig) -> dict[str, Any]:
@@ -232,6 +238,7 @@ def _result(config: Config, ways: Sequence[Planned], found: dict[str, dict[str, 
         "memory_limit": None if lab is None else lab.memory_limit,
         "link_bits_per_s": None if lab is None else describe(config.cluster).link_bits_per_s,
         "trace": config.task.trace,
+        "saved": config.task.save,
         "ways": rows,
     }
 

@@ -93,13 +93,16 @@ def _sharing(way: WayConfig, cluster: ClusterConfig, spec: ModelSpec) -> tuple[P
     forms |= {"overlap": way.overlap, "subtiles": way.subtiles}
     forms |= {"column_blocks": way.column_blocks, "token_chunks": way.token_chunks}
     planner = PlannerConfig(name=way.planner)
+    speeds = [device.speed for device in cluster.named_devices().values()]
+    total = sum(stack.layers for stack in spec.stacks.values())
     if way.parallel is WayName.pipeline:
+        if way.planner is PlannerName.even and total < len(speeds):  # the last devices stay idle
+            planner = PlannerConfig(name=PlannerName.manual, layers=[1] * total + [0] * (len(speeds) - total))
         return ParallelConfig(pipeline=True, modes=[Sharing.single], **forms), planner
     if way.parallel is WayName.single:
         # The others are stages without layers, which stay idle.
-        speeds = [device.speed for device in cluster.named_devices().values()]
         layers = [0] * len(speeds)
-        layers[speeds.index(max(speeds))] = sum(stack.layers for stack in spec.stacks.values())
+        layers[speeds.index(max(speeds))] = total
         planner = PlannerConfig(name=PlannerName.manual, layers=layers)
         return ParallelConfig(pipeline=True, modes=[Sharing.single], **forms), planner
     return ParallelConfig(modes=[Sharing(way.parallel.value)], **forms), planner

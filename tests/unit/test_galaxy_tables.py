@@ -115,7 +115,12 @@ def test_report(galaxy: Any, tmp_path: Path) -> None:
             )
     galaxy.write_report(galaxy.CELLS, records[:-1], tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {f"{table}.{kind}" for table in galaxy.TABLES for kind in ("md", "png")}
+    assert names == {f"{table}.{kind}" for table in galaxy.TABLES for kind in ("md", "png")} | {"README.md"}
+    summary = (tmp_path / "README.md").read_text()
+    assert "10.0 %, 10.0 %" in summary  # predicted latency
+    assert "1.25 to 1.25" in summary
+    fits = sum(bool(cell.way) for cell in galaxy.CELLS)
+    assert f"{fits} of {fits}" in summary
     for table in galaxy.TABLES:
         assert f"![{table}]({table}.png)" in (tmp_path / f"{table}.md").read_text()
 

@@ -20,7 +20,13 @@ def test_a_lost_peer_is_one_line_and_the_first_one_counts() -> None:
     handler = ["[a:00000] *** An error occurred in Socket closed\n", "[a:00000] ***    and MPI will try\n"]
     said = ["edgempi: the rank on pi is gone: its connection closed\n", "x\n"]
     assert list(said_once([*first, *handler, *second, *handler, "x\n"])) == said
-    assert list(said_once(handler)) == handler
+
+
+def test_an_error_handler_that_met_a_closed_socket_is_silent_beside_the_launcher() -> None:
+    closed = ["[a:0] *** An error occurred in Socket closed\n", "[a:0] ***    and MPI will try\n"]
+    other = ["[b:0] *** An error occurred in MPI_Recv\n", "[b:0] ***    and MPI will try\n"]
+    delay = "[a:25154] Delaying for 1 seconds before aborting\n"
+    assert list(said_once([delay, *closed, *other, *KILLED])) == [*other, *KILLED]
 
 
 def test_other_notices_stay() -> None:

@@ -34,6 +34,7 @@ def test_openmpi_over_the_network() -> None:
 def test_openmpi_sends_tiles_between_hosts_without_a_handshake() -> None:
     eager = "--mca btl_tcp_eager_limit 2097152 --mca btl_tcp_free_list_num 2 --mca btl_tcp_free_list_inc 2"
     assert eager in _line(OPENMPI, LAN)
+    assert "--mca opal_abort_delay 1" in _line(OPENMPI, LAN)
     assert "eager" not in _line(OPENMPI, Ranks(["localhost"] * 2))
 
 

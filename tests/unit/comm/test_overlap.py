@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgempi.comm import StuckError, World
+from edgempi.comm import Group, StuckError, World
+from edgempi.comm.group import Gather
 from edgempi.comm.wire import BF16, FP32, INT8, Wire
 from edgempi.plan.apportion import spans
 from edgempi.plan.messages import int8_groups, tile_bytes
-from edgempi.plan.tiles import arrivals, cut
+from edgempi.plan.tiles import Tile, arrivals, cut
 from unit.comm.threads import on_ranks
 
 B, D = 2, 8
@@ -31,6 +34,14 @@ def _drawn(seed: int, tokens: int) -> Tensor:
     return torch.randn(B, tokens, D, generator=torch.Generator().manual_seed(seed))
 
 
+def _gather(group: Group, own: Tensor, tiles: Sequence[Sequence[Tile]], wire: Wire, mode: str) -> Gather:
+    under_way = group.gather((B, D), own.dtype, tiles, wire, mode)
+    for tile in tiles[group.rank]:
+        first = tiles[group.rank][0].span[0]
+        under_way.offer(tile, own[:, tile.span[0] - first : tile.span[1] - first])
+    return under_way
+
+
 @settings(max_examples=40, deadline=None)
 @given(counts(), st.integers(1, 3), st.sampled_from(WIRES), st.sampled_from(MODES))
 def test_gather_equals_blocking(counts: list[int], subtiles: int, wire: Wire, mode: str) -> None:
@@ -40,7 +51,7 @@ def test_gather_equals_blocking(counts: list[int], subtiles: int, wire: Wire, mo
     def run(world: World) -> tuple[Tensor, Tensor]:
         group = world.group(0)
         own = whole[:, slice(*cuts[world.rank])]
-        under_way = group.gather(own, tiles, wire, mode)
+        under_way = _gather(group, own, tiles, wire, mode)
         found = torch.full_like(whole, torch.nan)
         found[:, slice(*cuts[world.rank])] = own
         for tile in under_way.order:
@@ -65,7 +76,8 @@ def test_scatter_equals_blocking(counts: list[int], subtiles: int, wire: Wire, m
         under_way = group.scatter((B, D), tiles, wire, mode)
         for tile in [*under_way.order, *tiles[world.rank]]:
             under_way.give(tile, addend[:, slice(*tile.span)])
-        found = under_way.finish()
+        sums = [under_way.sum(tile, under_way.poll) for tile in tiles[world.rank]]
+        found = torch.cat(sums, dim=1) if sums else torch.empty(B, 0, D)
         group.drain()
         return found, group.reduce_scatter(addend, counts, FP32 if direct else wire)
 
@@ -85,13 +97,13 @@ def test_a_gather_that_forwards_meets_the_scatter_after_it() -> None:
 
     def run(world: World) -> Tensor:
         group = world.group(0)
-        gather = group.gather(whole[:, slice(*spans([2, 1, 3])[world.rank])], tiles, FP32, "ring")
+        gather = _gather(group, whole[:, slice(*spans([2, 1, 3])[world.rank])], tiles, FP32, "ring")
         scatter = group.scatter((B, D), tiles, FP32, "ring")
         for tile in scatter.order:
             scatter.give(tile, 2 * gather.tile(tile))
         for tile in tiles[world.rank]:
             scatter.give(tile, 2 * whole[:, slice(*tile.span)])
-        return scatter.finish()
+        return torch.cat([scatter.sum(tile, gather.poll) for tile in tiles[world.rank]], dim=1)
 
     parts = on_ranks(3, run)
     assert torch.allclose(torch.cat(parts, dim=1), 6 * whole)
@@ -105,7 +117,7 @@ def test_bytes_and_messages_of_a_ring_under_way() -> None:
         group = world.group(0)
         world.traffic.reset()
         tiles = cut(counts, 2)
-        gather = group.gather(_drawn(0, counts[world.rank]), tiles, INT8, "ring")
+        gather = _gather(group, _drawn(0, counts[world.rank]), tiles, INT8, "ring")
         for tile in gather.order:
             gather.tile(tile)
         group.drain()
@@ -126,7 +138,7 @@ def test_a_rank_that_never_gives_is_named() -> None:
             world.group(0)
             return ""
         group = world.group(0)
-        gather = group.gather(_drawn(0, 1), tiles, FP32, "ring")
+        gather = _gather(group, _drawn(0, 1), tiles, FP32, "ring")
         with pytest.raises(StuckError) as error:
             gather.tile(gather.order[0])
         return str(error.value)

@@ -66,4 +66,4 @@ def test_errors_are_one_line_with_a_remedy(override: str, said: str) -> None:
 def test_group_options_are_the_files_of_conf() -> None:
     options = group_options()
     assert options["weights"] == ["bf16", "fp32"]
-    assert set(options) == {"cluster", "data", "model", "parallel", "planner", "task", "weights", "wire"}
+    assert set(options) == {"cluster", "data", "experiment", "model", "parallel", "planner", "task", "weights", "wire"}

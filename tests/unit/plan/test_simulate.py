@@ -36,6 +36,14 @@ def test_a_relay_goes_on_while_its_device_computes() -> None:
     assert three.spent[1].wire == {"a": 2.0}
 
 
+@pytest.mark.parametrize(("poll_s", "there_s"), [(9.0, 11.0), (3.0, 5.0), (2.0, 4.0)])
+def test_a_relay_waits_for_the_next_poll(poll_s: float, there_s: float) -> None:
+    three = ring(3)
+    programs: list[Program] = [[Send("a", 1, 2, hops=2)], [Compute("b", 9.0, poll_s), Await("b", 1)], [Await("c", 1)]]
+    three.run(programs)
+    assert three.now == [0.0, 9.0, there_s]
+
+
 @pytest.mark.parametrize(("given_s", "there_s"), [(1.0, 4.0), (7.0, 9.0)])
 def test_a_sum_goes_on_once_both_parts_are_there(given_s: float, there_s: float) -> None:
     three = ring(3)

@@ -20,6 +20,7 @@ from edgempi.errors import UserError
 from edgempi.plan.workload import Workload
 from edgempi.tasks import Job, bench
 from edgempi.tasks.agreement import agreement
+from edgempi.tasks.correction import save_corrected
 from edgempi.tasks.figures import batches, beside_first, rank_figures, way_figures
 from edgempi.tasks.model_job import locate_model
 from edgempi.tasks.ways import plan_ways
@@ -110,9 +111,15 @@ def test_what_does_not_fit(folder: Path) -> None:
 
 
 def test_an_impossible_way_is_refused(folder: Path) -> None:
+    ways = {"chunks": WayConfig(parallel=WayName.pipeline, token_chunks=[1.0, 1.0])}
+    with pytest.raises(UserError, match="chunks"):
+        bench.prepare(configured(folder, ways))
+
+
+def test_a_pipeline_of_more_devices_than_layers(folder: Path) -> None:
     config = configured(folder, {"pipe": WayConfig(parallel=WayName.pipeline)}, "cluster.ranks=4")
-    with pytest.raises(UserError, match="3 layers"):
-        bench.prepare(config)
+    (way,) = bench.prepare(config)["ways"]
+    assert [row["layers"] for row in way["job"]["plan"]] == ["embed enc 0", "enc 1", "enc 2 head", "idle"]
 
 
 def test_figures() -> None:
@@ -183,3 +190,27 @@ def test_nothing_moves_without_communication(folder: Path) -> None:
         return sent
 
     assert on_ranks(2, run, timeout_s=60) == [[0] * len(ways)] * 2
+
+
+def test_a_profile_is_corrected(folder: Path, tmp_path: Path) -> None:
+    """A device that took twice what was predicted, over all ways, is twice as slow in the corrected profile."""
+    from edgempi.cluster.profile import ClusterProfile, Device, DeviceTimes, ElementTime, LinearTime, Link
+    from edgempi.cluster.profile_text import load_profile, profile_to_yaml
+
+    element = ElementTime(0.0, 1e-9)
+    times = DeviceTimes(LinearTime(0.0, 1e-10, 0.0), element, element, {"fp32": element})
+    devices = tuple(Device(f"device{rank}", "localhost", times=times) for rank in range(2))
+    links = (Link(0, 1, 1e-4, 1e8), Link(1, 0, 1e-4, 1e8))
+    (tmp_path / "old.yaml").write_text(profile_to_yaml(ClusterProfile(devices, links, "fp32"), "test"))
+    new = tmp_path / "new.yaml"
+    config = configured(folder, {}, f"cluster.profile={tmp_path}/old.yaml", f"task.save={new}")
+    (way,) = bench.prepare(config)["ways"]
+    assert way["predicted"]["total_s"] > 0
+    ranks = [
+        {"compute_s": factor * way["predicted"]["devices"][rank]["compute_s"]} for rank, factor in ((0, 1), (1, 2))
+    ]
+    save_corrected(config, [{**way, "measured": {"ranks": ranks}}, {"predicted": None, "measured": None}])
+    rates = [device.times.linear.s_per_flop for device in load_profile(str(new)).devices if device.times]
+    assert rates == pytest.approx([1e-10, 2e-10])
+    with pytest.raises(UserError, match=r"task\.save"):
+        bench.prepare(configured(folder, {}, f"task.save={new}"))

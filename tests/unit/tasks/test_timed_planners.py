@@ -92,4 +92,4 @@ def test_without_times_memory_is_explained_alone() -> None:
     result = task.prepare(config(PlannerName.even, None))
     console = Console(file=io.StringIO(), width=160)
     task.report(result, console)
-    assert "Times need cluster.profile" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "Times need a profile" in console.file.getvalue()  # type: ignore[attr-defined]
