@@ -56,6 +56,8 @@ class Scatter(Protocol):
 
     def sum(self, tile: Tile, meanwhile: Callable[[], None]) -> Tensor: ...
 
+    def finish(self, meanwhile: Callable[[], None]) -> None: ...
+
 
 class Group:
     """One stage's ranks.

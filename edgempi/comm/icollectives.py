@@ -113,6 +113,17 @@ class CollectiveScatter:
             total = total + addend
         return total
 
+    def finish(self, meanwhile: Callable[[], None]) -> None:
+        """Complete the exchanges that bring nothing to this device; to be called when the own sums are taken."""
+
+        def complete() -> bool:
+            meanwhile()
+            return self._post.done(self._chunks)
+
+        if not complete():
+            others = [rank for rank in range(self._post.size) if rank != self._post.rank]
+            self._post.wait(complete, "reduce-scatter", others)
+
     def _post_complete_chunks(self) -> None:
         """Start the exchange of every chunk whose addends for the others are all given."""
         post = self._post

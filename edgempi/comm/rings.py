@@ -139,6 +139,17 @@ class RingScatter:
             self._post.wait(complete, "reduce-scatter", [self._post.before])
         return self._sums.pop(tile)
 
+    def finish(self, meanwhile: Callable[[], None]) -> None:
+        """Pass on what is still to come for others; to be called when the own sums are taken."""
+
+        def complete() -> bool:
+            self.poll()
+            meanwhile()
+            return not self._waiting
+
+        if not complete():
+            self._post.wait(complete, "reduce-scatter", [self._post.before])
+
     def _settle(self, tile: Tile) -> None:
         if tile not in self._given or tile not in self._arrived:
             return

@@ -109,13 +109,22 @@ class Overlapped(GatherScatter):
         first = self.outer[0]
         for tile in self._own:
             scatter.give(tile, addend[:, tile.span[0] - first : tile.span[1] - first])
-        if not self._own:
-            return Parts.of(addend)
 
         def awaited(tile: Tile) -> Take:
-            return lambda poll: plus(scatter.sum(tile, poll).to(own.dtype), out.bias)
+            def take(poll: Poll) -> Tensor:
+                total = scatter.sum(tile, poll).to(own.dtype)
+                if tile == self._own[-1]:
+                    scatter.finish(poll)
+                return plus(total, out.bias)
 
-        return Parts([awaited(tile) for tile in self._own], own.shape[0], out.outputs, own.dtype)
+            return take
+
+        def passed_on(poll: Poll) -> Tensor:  # a device without tokens
+            scatter.finish(poll)
+            return addend
+
+        takes = [awaited(tile) for tile in self._own] or [passed_on]
+        return Parts(takes, own.shape[0], out.outputs, own.dtype)
 
     def _gather(self, x: Parts) -> Gather:
         """Start to gather, and send the own tokens as they become known."""
@@ -124,6 +133,8 @@ class Overlapped(GatherScatter):
             for index, tile in enumerate(self._own):
                 gather.offer(tile, x.tile(index, gather.poll))
         else:
+            for index in range(len(x)):
+                x.tile(index, gather.poll)
             whole, start = x.whole(), self.outer[0]
             for tile in self._own:
                 gather.offer(tile, whole[:, tile.span[0] - start : tile.span[1] - start])

@@ -68,7 +68,7 @@ def test_bytes_sent_per_layer(cell: Cell, lab: Lab) -> None:
     rows, tokens, _ = INPUTS["2x13"]
 
     def row(columns: int) -> int:  # of one token in all batch rows
-        each = {"fp32": 4 * columns, "bf16": 2 * columns, "int8": columns + 2 * max(1, columns // 16)}
+        each = {"fp32": 4 * columns, "bf16": 2 * columns, "int8": columns + 2 * (1 if columns % 16 else columns // 16)}
         return rows * each[cell.wire_dtype]
 
     own = apportion(tokens, SHARES[cell.shares][: cell.ranks])

@@ -77,6 +77,7 @@ def test_scatter_equals_blocking(counts: list[int], subtiles: int, wire: Wire, m
         for tile in [*under_way.order, *tiles[world.rank]]:
             under_way.give(tile, addend[:, slice(*tile.span)])
         sums = [under_way.sum(tile, under_way.poll) for tile in tiles[world.rank]]
+        under_way.finish(under_way.poll)
         found = torch.cat(sums, dim=1) if sums else torch.empty(B, 0, D)
         group.drain()
         return found, group.reduce_scatter(addend, counts, FP32 if direct else wire)
