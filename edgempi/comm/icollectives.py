@@ -61,12 +61,15 @@ class CollectiveGather:
         """Drive communication."""
         self._post.done(self._chunks)
 
+    def here(self, tile: Tile) -> bool:
+        """Drive communication; whether another device's tile has arrived."""
+        return self._post.done([self._chunks[self._chunk_of[tile]]])
+
     def tile(self, tile: Tile) -> Tensor:
         """Another device's tile (B, S, D); waits until its chunk is here."""
-        request = [self._chunks[self._chunk_of[tile]]]
-        if not self._post.done(request):
+        if not self.here(tile):
             others = [rank for rank in range(self._post.size) if rank != self._post.rank]
-            self._post.wait(lambda: self._post.done(request), "all-gather", others)
+            self._post.wait(lambda: self.here(tile), "all-gather", others)
         return self._wire.decode(self._buffers.pop(tile), self._shape(tile)).to(self._dtype)
 
     def _shape(self, tile: Tile) -> tuple[int, int, int]:

@@ -66,6 +66,10 @@ class MpiTransport:
                 request.hand_out()
         return True
 
+    def some(self, requests: Sequence[MPI.Request]) -> list[int]:
+        """Drive communication; the indices of the requests that are complete and were not before."""
+        return list(MPI.Request.Testsome(list(requests)) or []) if requests else []
+
     def split(self, color: int, place: int) -> MpiTransport:
         """The ranks that named the same color, in the order of their places."""
         return MpiTransport(self._comm.Split(color, place))

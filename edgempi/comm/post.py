@@ -17,15 +17,12 @@ class Arrival:
     """A message on its way into `buffer`."""
 
     def __init__(self, post: Post, buffer: Tensor, request: Any, flight: Flight | None) -> None:
-        self.buffer = buffer
-        self._post, self._request, self._flight = post, request, flight
+        self.buffer, self.request, self.flight = buffer, request, flight
+        self._post = post
 
     def here(self) -> bool:
         """Drive communication; whether it has arrived."""
-        arrived = self._post.transport.done([self._request])
-        if arrived:
-            self._post.traffic.trace.land([self._flight])
-        return arrived
+        return bool(self._post.arrived([self]))
 
 
 class Post:
@@ -112,6 +109,12 @@ class Post:
     def done(self, requests: Sequence[Any]) -> bool:
         """Drive communication; whether all requests are complete."""
         return self.transport.done(requests)
+
+    def arrived(self, arrivals: Sequence[Arrival]) -> list[int]:
+        """Drive communication; the indices of those that have arrived since."""
+        here = self.transport.some([arrival.request for arrival in arrivals])
+        self.traffic.trace.land([arrivals[index].flight for index in here])
+        return here
 
     def let_go(self) -> None:
         """Drive communication, and let go of the buffers of sends that are complete."""

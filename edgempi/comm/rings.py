@@ -61,21 +61,21 @@ class RingGather:
     def poll(self) -> None:
         """Drive communication, and pass on what has arrived."""
         self._post.let_go()
-        for tile in _here(self._waiting):
+        for tile in _here(self._post, self._waiting):
             buffer = self._waiting.pop(tile).buffer
             self._arrived[tile] = buffer
             if tile.owner != self._post.after:
                 self._pass_on(tile, buffer)
 
+    def here(self, tile: Tile) -> bool:
+        """Drive communication; whether another device's tile has arrived."""
+        self.poll()
+        return tile in self._arrived
+
     def tile(self, tile: Tile) -> Tensor:
         """Another device's tile (B, S, D); waits until it is here. Each is asked for once."""
-
-        def here() -> bool:
-            self.poll()
-            return tile in self._arrived
-
-        if not here():
-            self._post.wait(here, "all-gather", [self._post.before])
+        if not self.here(tile):
+            self._post.wait(lambda: self.here(tile), "all-gather", [self._post.before])
         return self._wire.decode(self._arrived.pop(tile), self._shape(tile)).to(self._dtype)
 
     def _pass_on(self, tile: Tile, buffer: Tensor) -> None:
@@ -123,7 +123,7 @@ class RingScatter:
     def poll(self) -> None:
         """Drive communication, and add and pass on what has arrived."""
         self._post.let_go()
-        for tile in _here(self._waiting):
+        for tile in _here(self._post, self._waiting):
             self._arrived[tile] = self._waiting.pop(tile).buffer
             self._settle(tile)
 
@@ -171,5 +171,6 @@ def _numbered(tiles: Sequence[Sequence[Tile]], first: int) -> dict[Tile, int]:
     return {tile: first + number for number, tile in enumerate(chain.from_iterable(tiles))}
 
 
-def _here(waiting: Mapping[Tile, Arrival]) -> list[Tile]:
-    return [tile for tile, arrival in waiting.items() if arrival.here()]
+def _here(post: Post, waiting: Mapping[Tile, Arrival]) -> list[Tile]:
+    tiles = list(waiting)
+    return [tiles[index] for index in post.arrived(list(waiting.values()))]

@@ -16,7 +16,7 @@ from torch import Tensor
 EAGER_POLL_S = 0.0002
 """How long a wait yields its core between polls before it starts to sleep. On a device with a processor quota every
 poll is taken from the products that follow: with 2 ms, a ring under computation takes 10 % longer."""
-POLL_S = 0.0001
+POLL_S = 0.0002
 """How long it then sleeps between polls: a wait never spins on a core that another rank may need."""
 
 
@@ -44,6 +44,9 @@ class Transport(Protocol):
 
     def done(self, requests: Sequence[Any]) -> bool:
         """Drive communication; whether all requests are complete."""
+
+    def some(self, requests: Sequence[Any]) -> list[int]:
+        """Drive communication; the indices of the requests that are complete and were not before."""
 
     def split(self, color: int, place: int) -> Transport:
         """The ranks that named the same color, in the order of their places; every rank must call."""
@@ -83,6 +86,10 @@ class Loopback:
     def done(self, requests: Sequence[Any]) -> bool:
         """There is nothing to wait for."""
         return not requests
+
+    def some(self, requests: Sequence[Any]) -> list[int]:
+        """There is nothing to wait for."""
+        return []
 
     def split(self, color: int, place: int) -> Loopback:
         """Itself."""

@@ -22,7 +22,7 @@ USABLE = 0.9
 """The share of the machine's processors that devices may take together; the rest is the kernel's and the launcher's."""
 NEAR, CORRECTIONS = 0.02, 3
 """Quotas are corrected until rates are this near, but not more often: a busy machine would have no end."""
-LARGEST_CORRECTION = 0.15
+LARGEST_CORRECTION = 0.08
 """More than this is no matter of the quota: something else is using the processors."""
 
 
@@ -50,6 +50,7 @@ def calibrate(lan: Lan, groups: Cgroups) -> Calibration:
         alone = asked.rates(together, FULL_S)
         full_flops = sum(alone.values()) / len(alone)
         cores = {device.host: device.flops / full_flops for device in lan.devices}
+        expected = dict(cores)
         _check_room(cores, full_flops, lan)
         for host, share in cores.items():
             groups.set_quota(host, share)
@@ -59,7 +60,8 @@ def calibrate(lan: Lan, groups: Cgroups) -> Calibration:
             if all(abs(factor - 1) <= NEAR for factor in wanted.values()):
                 break
             for host, factor in wanted.items():
-                cores[host] *= min(max(factor, 1 - LARGEST_CORRECTION), 1 + LARGEST_CORRECTION)
+                least, most = (expected[host] * (1 + sign * LARGEST_CORRECTION) for sign in (-1, 1))
+                cores[host] = min(max(cores[host] * factor, least), most)
                 groups.set_quota(host, cores[host])
             flops = asked.rates(lan.hosts, THROTTLED_S)
     return Calibration(full_flops, baseline_bytes, cores, flops)

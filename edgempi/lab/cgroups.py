@@ -1,11 +1,12 @@
 """A device's processor and memory: one control group per place of the lab, of version 1 or 2 of the kernel's interface.
 
-The quota is enforced per period of 10 ms. The kernel's default of 100 ms would make a slow device one that runs at
-full speed and then stands still for long; much less is lost on the kernel's own clock tick of 4 ms.
+The quota is a millisecond or more in a period of a few. The kernel's default period of 100 ms would make a slow device
+one that runs at full speed and then stands still for long; `metronome.py` makes the kernel keep to what is this short.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -15,7 +16,8 @@ from pathlib import Path
 
 from edgempi.errors import UserError
 
-PERIOD_US = 10_000
+LEAST_QUOTA_US, LEAST_PERIOD_US = 1_000, 2_000
+"""The kernel allows no quota under a millisecond."""
 GROUP = "edgempi-lab"
 WEIGHT = {1: ("cpu.shares", "262144"), 2: ("cpu.weight", "10000")}
 """The most: the devices get their quotas also while something else wants the processors."""
@@ -83,12 +85,15 @@ class Cgroups:
 
     def set_quota(self, place: str, cores: float) -> None:
         """Let a place use this many cores."""
-        group, quota = self.cpu / GROUP / place, str(round(cores * PERIOD_US))
+        period_us = max(LEAST_PERIOD_US, math.ceil(LEAST_QUOTA_US / cores))
+        group, quota_us = self.cpu / GROUP / place, round(cores * period_us)
         if self.version == 2:
-            (group / "cpu.max").write_text(f"{quota} {PERIOD_US}")
+            (group / "cpu.max").write_text(f"{quota_us} {period_us}")
             return
-        (group / "cpu.cfs_period_us").write_text(str(PERIOD_US))
-        (group / "cpu.cfs_quota_us").write_text(quota)
+        # Neither value may make a share above the parent's with the other's old one: unlimited in between.
+        (group / "cpu.cfs_quota_us").write_text("-1")
+        (group / "cpu.cfs_period_us").write_text(str(period_us))
+        (group / "cpu.cfs_quota_us").write_text(str(quota_us))
 
     def set_memory(self, place: str, limit_bytes: int) -> None:
         """Kill what a place runs once it holds more than this."""

@@ -17,6 +17,7 @@ from edgempi.lab import network, state
 from edgempi.lab.calibrate import agent_words, calibrate
 from edgempi.lab.cgroups import Cgroups
 from edgempi.lab.layout import HEAD, Lan, describe
+from edgempi.lab.metronome import metronome
 from edgempi.lab.state import LabState
 from edgempi.lab.tools import check_tools
 
@@ -87,7 +88,8 @@ def place_for(cluster: ClusterConfig, what: str) -> Iterator[Place]:
         place = Place(up, {host: groups.kills(host) for host in lan.hosts})
         place.end()  # whatever a job left whose parent was killed
         try:
-            yield place
+            with metronome():
+                yield place
         finally:
             place.end()
             if not up.kept:
@@ -123,7 +125,8 @@ def bring_up(lan: Lan, kept: bool) -> LabState:
         state.AGENT.chmod(0o755)
         groups.create([HEAD, *lan.hosts])
         network.build(lan)
-        found = calibrate(lan, groups)
+        with metronome():
+            found = calibrate(lan, groups)
         for device in lan.devices:
             if device.memory_bytes is not None:
                 limit = found.baseline_bytes + LAUNCHER_BYTES + device.memory_bytes

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from edgempi.comm import Group
@@ -73,11 +74,11 @@ class Overlapped(GatherScatter):
         coming = list(gather.order)
 
         def take_in(needed: int) -> None:
-            for tile in [one for one in coming if one.span[0] < needed]:
-                arrived = gather.tile(tile)
-                with trace.span(COMPUTE, f"qkv of {tile.owner}"):
-                    project(arrived, tile.span, poll)
-                coming.remove(tile)
+            while coming and any(tile.span[0] < needed for tile in coming):
+                run = _run(gather, next(tile for tile in coming if tile.span[0] < needed), coming)
+                arrived = _joined(gather, run)
+                with trace.span(COMPUTE, f"qkv of {run[0].owner}"):
+                    project(arrived, (run[0].span[0], run[-1].span[1]), poll)
 
         for tile in scatter.order:
             take_in(reach(tile.span))
@@ -95,11 +96,15 @@ class Overlapped(GatherScatter):
         poll = _both(gather, scatter)
         with trace.span(COMPUTE, "up own"):
             own = inside(x.whole(), poll)
-        for tile in scatter.order:
-            arrived = gather.tile(tile)
-            with trace.span(COMPUTE, f"mlp of {tile.owner}"):
+        coming = list(scatter.order)
+        while coming:
+            run = _run(gather, coming[0], coming)
+            arrived = _joined(gather, run)
+            with trace.span(COMPUTE, f"mlp of {run[0].owner}"):
                 addend = out.partial(inside(arrived, poll), poll)
-            scatter.give(tile, addend)
+            first = run[0].span[0]
+            for tile in run:
+                scatter.give(tile, addend[:, tile.span[0] - first : tile.span[1] - first])
         return self._end(scatter, own, out)
 
     def _end(self, scatter: Scatter, own: Tensor, out: Linear) -> Parts:
@@ -142,6 +147,25 @@ class Overlapped(GatherScatter):
 
     def _scatter(self, rows: int, out: Linear) -> Scatter:
         return self._group.scatter((rows, out.outputs), self._tiles, self._wire, self._overlap)
+
+
+def _run(gather: Gather, first: Tile, coming: list[Tile]) -> list[Tile]:
+    """Take `first` out of what is coming, with those tiles after it that are its neighbours and here already.
+
+    Tiles that need not be waited for are multiplied together: each product reads its weights anew.
+    """
+    run = [first]
+    coming.remove(first)
+    for tile in list(coming):
+        if tile.owner == first.owner and tile.span[0] == run[-1].span[1] and gather.here(first) and gather.here(tile):
+            run.append(tile)
+            coming.remove(tile)
+    return run
+
+
+def _joined(gather: Gather, run: Sequence[Tile]) -> Tensor:
+    arrived = [gather.tile(tile) for tile in run]
+    return arrived[0] if len(arrived) == 1 else torch.cat(arrived, dim=1)
 
 
 def _both(gather: Gather, scatter: Scatter) -> Poll:

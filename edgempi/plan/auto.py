@@ -41,6 +41,11 @@ FINALISTS, REFINEMENTS, ROUNDS = 3, 80, 3
 FINALISTS_OF_MANY, REFINEMENTS_OF_MANY, SUBTILES_OF_MANY = 1, 12, 2
 
 
+EXACTNESS = ("fp32", "bf16", "int8")
+WORTH_ROUNDING = 0.03
+"""The share of time that a coarser form of travelling must save to be worth its rounding."""
+
+
 @dataclass(frozen=True)
 class Allowed:
     """What the user leaves open.
@@ -191,7 +196,14 @@ class _Auto:
         """The draft in its best form: first how communication is driven, then in what it travels."""
         stage = max(draft.plan.stages, key=lambda stage: len(stage.units))
         driven = self._fastest(draft, self._forms(stage.modes, [draft.forms.wire_dtype]))
-        return self._fastest(driven, [replace(driven.forms, wire_dtype=wire) for wire in self._allowed.wires])
+        best = driven
+        for wire in sorted(self._allowed.wires, key=EXACTNESS.index):
+            rounded = replace(driven, forms=replace(driven.forms, wire_dtype=wire))
+            seconds = self._search.score(rounded.plan).seconds
+            first = best is driven
+            if first or seconds < self._search.score(best.plan).seconds * (1 - WORTH_ROUNDING):
+                best = rounded
+        return best
 
     def _fastest(self, draft: Draft, forms: Sequence[Forms]) -> Draft:
         if len(forms) == 1:

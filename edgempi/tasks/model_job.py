@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from edgempi.plan.auto import Allowed, plan_auto
 from edgempi.plan.check import check_program
 from edgempi.plan.explain import explain, headline
 from edgempi.plan.galaxy import plan_galaxy
+from edgempi.plan.latency import predict_latency
 from edgempi.plan.memory import check_budgets
-from edgempi.plan.plan import Program
+from edgempi.plan.plan import Plan, Program
 from edgempi.plan.planners import Forms, plan_program, program_of
 from edgempi.plan.search import Tried
 from edgempi.plan.spec import ModelSpec
@@ -34,8 +35,11 @@ from edgempi.profiling.process import forget_peak, peak_bytes, resident_bytes
 PATIENCE = 20
 """Where a rank may have much to do alone (fetch, load, run an oracle), waits have this many times the usual bound."""
 
-SUBTILES, COLUMN_BLOCKS = 2, 4
-"""Where communication is overlapped and nobody chose: enough to keep the wire busy, few enough to keep GEMMs large."""
+SUBTILES = 2
+"""Into how many tiles a device's tokens are cut where communication is overlapped and nobody knows better."""
+BLOCK_WIDTH = 2048
+"""One block of weight columns for so much of the model's width: a product between two polls then takes milliseconds on
+a slow device, and cutting it finer costs more than it hides."""
 
 
 @dataclass(frozen=True)
@@ -169,18 +173,30 @@ def _program(
         return program, ()
     weights = config.weights.dtype.value
     wire = weights if config.wire.dtype is None else config.wire.dtype.value
-    forms = _forms(config.parallel, weights, wire)
+    forms = _forms(config.parallel, spec, weights, wire)
     if planner.name in (PlannerName.galaxy, PlannerName.auto):
         _check_timed(config, cluster)
     if planner.name is PlannerName.galaxy:
-        prefill = plan_galaxy(spec, work, cluster, forms)
+        prefill = _cut(plan_galaxy(spec, work, cluster, forms), config.parallel, spec, work, cluster)
         return program_of(prefill, spec, config.parallel.decode), ()
     if planner.name is PlannerName.auto:
         wires = [wire] if config.wire.allowed is None else [allowed.value for allowed in config.wire.allowed]
-        choice = plan_auto(spec, work, cluster, weights, _allowed(config.parallel, tuple(wires)))
+        choice = plan_auto(spec, work, cluster, weights, _allowed(config.parallel, spec, tuple(wires)))
         return choice.program, choice.ranking
     speeds = [device.speed for device in cluster.devices]
-    return plan_program(spec, speeds, config.parallel, planner, forms), ()
+    program = plan_program(spec, speeds, config.parallel, planner, forms)
+    if not cluster.measured or cluster.weight_dtype != weights:
+        return program, ()
+    prefill = _cut(program.prefill, config.parallel, spec, work, cluster)
+    return Program({name: replace(plan, subtiles=prefill.subtiles) for name, plan in program.phases.items()}), ()
+
+
+def _cut(plan: Plan, parallel: ParallelConfig, spec: ModelSpec, work: Workload, cluster: ClusterProfile) -> Plan:
+    """The plan with tokens cut into as many tiles as are predicted to be fastest, where the user left that open."""
+    if plan.overlap == Overlap.blocking.value or parallel.subtiles is not None:
+        return plan
+    cuts = [replace(plan, subtiles=subtiles) for subtiles in Allowed.subtiles]
+    return min(cuts, key=lambda cut: predict_latency(cut, spec, work, cluster).total_s)
 
 
 def _check_timed(config: Config, cluster: ClusterProfile) -> None:
@@ -207,7 +223,7 @@ def _check_timed(config: Config, cluster: ClusterProfile) -> None:
         )  # fmt: skip
 
 
-def _allowed(parallel: ParallelConfig, wires: tuple[str, ...]) -> Allowed:
+def _allowed(parallel: ParallelConfig, spec: ModelSpec, wires: tuple[str, ...]) -> Allowed:
     """What `planner=auto` may choose: what the user fixed stays."""
     overlapped = Overlap.icollective if parallel.overlap is Overlap.icollective else Overlap.ring
     blocking = parallel.overlap is Overlap.blocking
@@ -215,18 +231,22 @@ def _allowed(parallel: ParallelConfig, wires: tuple[str, ...]) -> Allowed:
         wires=wires,
         overlaps=(Overlap.blocking.value,) if blocking else (overlapped.value, Overlap.blocking.value),
         subtiles=Allowed.subtiles if parallel.subtiles is None else (parallel.subtiles,),
-        column_blocks=(parallel.column_blocks or COLUMN_BLOCKS, parallel.column_blocks or 1),
+        column_blocks=(_column_blocks(parallel, spec), parallel.column_blocks or 1),
         decode=parallel.decode,
     )
 
 
-def _forms(parallel: ParallelConfig, weights: str, wire: str) -> Forms:
+def _column_blocks(parallel: ParallelConfig, spec: ModelSpec) -> int:
+    return parallel.column_blocks or max(1, round(max(stack.width for stack in spec.stacks.values()) / BLOCK_WIDTH))
+
+
+def _forms(parallel: ParallelConfig, spec: ModelSpec, weights: str, wire: str) -> Forms:
     overlaps = Sharing.hybrid in parallel.modes and parallel.overlap is not Overlap.blocking
     return Forms(
         weight_dtype=weights,
         wire_dtype=wire,
         overlap=parallel.overlap.value if overlaps else Overlap.blocking.value,
         subtiles=parallel.subtiles or (SUBTILES if overlaps else 1),
-        column_blocks=parallel.column_blocks or (COLUMN_BLOCKS if overlaps else 1),
+        column_blocks=_column_blocks(parallel, spec) if overlaps else parallel.column_blocks or 1,
         token_chunks=tuple(parallel.token_chunks or ()),
     )

@@ -91,6 +91,10 @@ class ThreadTransport:
                     sent.complete = received.complete = True
             return all(request.complete for request in requests)
 
+    def some(self, requests: Sequence[Message]) -> list[int]:
+        self.done([])
+        return [index for index, request in enumerate(requests) if request.complete]
+
     def probe_size(self, source: int, tag: int) -> int | None:
         with self._hub.lock:
             waiting = self._hub.sends[source, self.rank, tag]

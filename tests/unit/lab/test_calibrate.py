@@ -28,8 +28,11 @@ class Machine:
         return {host: self._cores(host) * FULL_FLOPS for host in hosts}
 
     def _cores(self, host: str) -> float:
-        quota = self.groups.cpu / GROUP / host / "cpu.cfs_quota_us"
-        return int(quota.read_text()) / 10_000 * (1 - self.loss) if quota.exists() else 1.0
+        group = self.groups.cpu / GROUP / host
+        if not (group / "cpu.cfs_quota_us").exists():
+            return 1.0
+        quota, period = (int((group / f"cpu.cfs_{what}_us").read_text()) for what in ("quota", "period"))
+        return quota / period * (1 - self.loss)
 
 
 def _machine(folder: Path, monkeypatch: pytest.MonkeyPatch, lan: Lan, loss: float, cores: int = 2) -> Machine:

@@ -31,8 +31,8 @@ def test_limits_of_version_1(tmp_path: Path) -> None:
     groups.set_quota("pi", 0.3)
     groups.set_memory("pi", 12345)
     cpu, memory = groups.cpu / GROUP / "pi", groups.memory / GROUP / "pi"
-    assert (cpu / "cpu.cfs_quota_us").read_text() == "3000"
-    assert (cpu / "cpu.cfs_period_us").read_text() == "10000"
+    assert (cpu / "cpu.cfs_quota_us").read_text() == "1000"
+    assert (cpu / "cpu.cfs_period_us").read_text() == "3334"
     assert groups.memory_limit("pi") == int((memory / "memory.limit_in_bytes").read_text()) == 12345
     (memory / "memory.stat").write_text("rss 5\ntotal_rss 7\ntotal_cache 9\n")
     (memory / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
@@ -46,7 +46,7 @@ def test_limits_of_version_2(tmp_path: Path) -> None:
     groups.set_memory("pi", 12345)
     place = tmp_path / GROUP / "pi"
     assert (tmp_path / GROUP / "cgroup.subtree_control").read_text() == "+cpu +memory"
-    assert (place / "cpu.max").read_text() == "12500 10000"
+    assert (place / "cpu.max").read_text() == "2500 2000"
     assert (place / "memory.max").read_text() == "12345"
     assert (place / "memory.swap.max").read_text() == "0"
     (place / "memory.stat").write_text("anon 7\nfile 9\n")
