@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from edgempi.models.parts import Parts
 from edgempi.ops.linear import PLAIN
 from edgempi.plan.spec import Head, ModelSpec
 from edgempi.profiling.compute import SHARES, measure_compute, shares_that_fit
@@ -33,8 +34,8 @@ def test_products_are_those_of_the_share(name: str, fraction: float, rows: int) 
     shape = spec.stacks[spec.last]
     x, stream = torch.randn(1, rows, shape.width), layer.stream(rows)
     with torch.inference_mode():
-        y = layer.attention(x, stream, None)
-        assert layer.norm(layer.mlp(layer.norm(x + y), stream)).isfinite().all()
+        y = layer.attention(Parts.of(x), stream, None).whole()
+        assert layer.norm(layer.mlp(Parts.of(layer.norm(x + y)), stream).whole()).isfinite().all()
     found = [(p.rows, p.outputs, p.inputs) for p in timed.taken()]
     own, columns = layer.heads * shape.head_dim, layer.columns
     kv = own // shape.group
