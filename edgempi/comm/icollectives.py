@@ -65,11 +65,16 @@ class CollectiveGather:
         """Drive communication; whether another device's tile has arrived."""
         return self._post.done([self._chunks[self._chunk_of[tile]]])
 
-    def tile(self, tile: Tile) -> Tensor:
-        """Another device's tile (B, S, D); waits until its chunk is here."""
-        if not self.here(tile):
+    def tile(self, tile: Tile, meanwhile: Callable[[], None]) -> Tensor:
+        """Another device's tile (B, S, D); waits until its chunk is here, and calls `meanwhile` while it does."""
+
+        def here() -> bool:
+            meanwhile()
+            return self.here(tile)
+
+        if not here():
             others = [rank for rank in range(self._post.size) if rank != self._post.rank]
-            self._post.wait(lambda: self.here(tile), "all-gather", others)
+            self._post.wait(here, "all-gather", others)
         return self._wire.decode(self._buffers.pop(tile), self._shape(tile)).to(self._dtype)
 
     def _shape(self, tile: Tile) -> tuple[int, int, int]:

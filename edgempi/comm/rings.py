@@ -72,10 +72,18 @@ class RingGather:
         self.poll()
         return tile in self._arrived
 
-    def tile(self, tile: Tile) -> Tensor:
-        """Another device's tile (B, S, D); waits until it is here. Each is asked for once."""
-        if not self.here(tile):
-            self._post.wait(lambda: self.here(tile), "all-gather", [self._post.before])
+    def tile(self, tile: Tile, meanwhile: Callable[[], None]) -> Tensor:
+        """Another device's tile (B, S, D); waits until it is here, and calls `meanwhile` while it does.
+
+        Each is asked for once.
+        """
+
+        def here() -> bool:
+            meanwhile()
+            return self.here(tile)
+
+        if not here():
+            self._post.wait(here, "all-gather", [self._post.before])
         return self._wire.decode(self._arrived.pop(tile), self._shape(tile)).to(self._dtype)
 
     def _pass_on(self, tile: Tile, buffer: Tensor) -> None:

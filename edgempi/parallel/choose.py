@@ -23,7 +23,7 @@ from edgempi.plan.spec import ModelSpec
 
 CANDIDATES = ("ring", "icollective", "blocking")
 """Of those that are equally fast the first is taken."""
-TOKENS, ROUNDS = 128, 5
+TOKENS, ROUNDS = 64, 3
 CLEARLY = 0.95
 """What share of an earlier candidate's time makes a later one worth taking: less is noise."""
 

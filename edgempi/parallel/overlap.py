@@ -23,7 +23,7 @@ from edgempi.comm.trace import COMPUTE
 from edgempi.comm.wire import Wire
 from edgempi.models.parts import Parts, Take
 from edgempi.models.stream import Core, Inside, Project, Reach
-from edgempi.ops.linear import Linear, Poll
+from edgempi.ops.linear import Linear, Poll, nothing
 from edgempi.parallel.seams import GatherScatter, plus
 from edgempi.plan.apportion import Span
 from edgempi.plan.tiles import Tile, cut
@@ -53,7 +53,7 @@ class Overlapped(GatherScatter):
         y = x.new_empty(x.shape[0], self.inner[1], linear.outputs)
         y[:, slice(*self.outer)] = linear(x, activation, gather.poll)
         for tile in gather.order:
-            y[:, slice(*tile.span)] = linear(gather.tile(tile), activation, gather.poll)
+            y[:, slice(*tile.span)] = linear(gather.tile(tile, nothing), activation, gather.poll)
         return y
 
     def leave(self, y: Tensor, linear: Linear) -> Tensor:
@@ -76,7 +76,7 @@ class Overlapped(GatherScatter):
         def take_in(needed: int) -> None:
             while coming and any(tile.span[0] < needed for tile in coming):
                 run = _run(gather, next(tile for tile in coming if tile.span[0] < needed), coming)
-                arrived = _joined(gather, run)
+                arrived = _joined(gather, run, scatter.poll)
                 with trace.span(COMPUTE, f"qkv of {run[0].owner}"):
                     project(arrived, (run[0].span[0], run[-1].span[1]), poll)
 
@@ -99,7 +99,7 @@ class Overlapped(GatherScatter):
         coming = list(scatter.order)
         while coming:
             run = _run(gather, coming[0], coming)
-            arrived = _joined(gather, run)
+            arrived = _joined(gather, run, scatter.poll)
             with trace.span(COMPUTE, f"mlp of {run[0].owner}"):
                 addend = out.partial(inside(arrived, poll), poll)
             first = run[0].span[0]
@@ -163,8 +163,8 @@ def _run(gather: Gather, first: Tile, coming: list[Tile]) -> list[Tile]:
     return run
 
 
-def _joined(gather: Gather, run: Sequence[Tile]) -> Tensor:
-    arrived = [gather.tile(tile) for tile in run]
+def _joined(gather: Gather, run: Sequence[Tile], meanwhile: Poll) -> Tensor:
+    arrived = [gather.tile(tile, meanwhile) for tile in run]
     return arrived[0] if len(arrived) == 1 else torch.cat(arrived, dim=1)
 
 

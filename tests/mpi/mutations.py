@@ -42,17 +42,17 @@ def _position_shifted() -> list[tuple[object, str, object]]:
 
 
 def _shard_from_zero() -> list[tuple[object, str, object]]:
-    right = stream.rotary_table
+    right = stream.Stream.rotary
 
-    def rotary_table(rotary, positions, dtype):
-        return right(rotary, positions - positions[:, :1], dtype)
+    def rotary(self, span):
+        return right(self, (0, span[1] - span[0]))
 
-    return [(stream, "rotary_table", rotary_table)]
+    return [(stream.Stream, "rotary", rotary)]
 
 
 def _residual_dropped() -> list[tuple[object, str, object]]:
     def connect(self, x, norm, sublayer):
-        return sublayer(norm(x)) if self._norm_first else norm(sublayer(x))
+        return sublayer(x.map(norm)) if self._norm_first else sublayer(x).map(norm)
 
     return [(block.Block, "_connect", connect)]
 

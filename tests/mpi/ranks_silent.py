@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from edgempi.comm import StuckError, World, open_world
+from edgempi.comm.wire import FP32
 from edgempi.plan.layout import Region
 
 WAIT_S = 2.0
@@ -29,7 +30,7 @@ def main(result_file: str) -> None:
             time.sleep(60)
         tried = {
             "control": world.barrier,
-            "ring": lambda: group.all_reduce(torch.ones(1, 6, 4), torch.float32),
+            "ring": lambda: group.all_reduce(torch.ones(1, 6, 4), FP32),
             "transfer": lambda: world.transfer(None, {1: BOX}, {0: BOX, 2: BOX}, torch.float32),
         }
         if world.rank == 0:

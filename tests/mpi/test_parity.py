@@ -84,7 +84,7 @@ BF16 += [Cell("parity", "llama", "tensor", "even", 2, wire_dtype="bf16")]
 BF16 += [Cell("parity", "gpt2", "hybrid", "uneven", 3, wire_dtype="bf16", overlap="ring", subtiles=2)]
 INT8 = [
     Cell("parity", model, way, "uneven", 3, wire_dtype="int8", overlap=overlap, subtiles=2)
-    for model in ("bert", "gpt2", "llama", "t5")
+    for model in ("bert", "gpt2", "llama", "bart")
     for way, overlap in (
         ("hybrid", "ring"),
         ("hybrid", "icollective"),

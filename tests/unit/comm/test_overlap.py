@@ -56,7 +56,7 @@ def test_gather_equals_blocking(counts: list[int], subtiles: int, wire: Wire, mo
         found[:, slice(*cuts[world.rank])] = own
         for tile in under_way.order:
             under_way.poll()
-            found[:, slice(*tile.span)] = under_way.tile(tile)
+            found[:, slice(*tile.span)] = under_way.tile(tile, under_way.poll)
         group.drain()
         return found, group.all_gather(own, counts, wire)
 
@@ -101,7 +101,7 @@ def test_a_gather_that_forwards_meets_the_scatter_after_it() -> None:
         gather = _gather(group, whole[:, slice(*spans([2, 1, 3])[world.rank])], tiles, FP32, "ring")
         scatter = group.scatter((B, D), tiles, FP32, "ring")
         for tile in scatter.order:
-            scatter.give(tile, 2 * gather.tile(tile))
+            scatter.give(tile, 2 * gather.tile(tile, gather.poll))
         for tile in tiles[world.rank]:
             scatter.give(tile, 2 * whole[:, slice(*tile.span)])
         return torch.cat([scatter.sum(tile, gather.poll) for tile in tiles[world.rank]], dim=1)
@@ -120,7 +120,7 @@ def test_bytes_and_messages_of_a_ring_under_way() -> None:
         tiles = cut(counts, 2)
         gather = _gather(group, _drawn(0, counts[world.rank]), tiles, INT8, "ring")
         for tile in gather.order:
-            gather.tile(tile)
+            gather.tile(tile, gather.poll)
         group.drain()
         totals = world.traffic.as_dict()
         return totals["bytes_sent"], totals["messages"]
@@ -141,7 +141,7 @@ def test_a_rank_that_never_gives_is_named() -> None:
         group = world.group(0)
         gather = _gather(group, _drawn(0, 1), tiles, FP32, "ring")
         with pytest.raises(StuckError) as error:
-            gather.tile(gather.order[0])
+            gather.tile(gather.order[0], gather.poll)
         return str(error.value)
 
     text, _ = on_ranks(2, run, timeout_s=1.0)
