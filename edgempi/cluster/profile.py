@@ -56,6 +56,8 @@ class DeviceTimes:
         attention: the core, softmax(QK^T)V, and what stands between it and the linears, by H q t D.
         connective: residual add and norm, by elements of the stream.
         wire: by wire dtype: encode one tile and decode and add another, by elements of the tile.
+        transport: the processor's part in sending so many bytes and receiving as many others, by bytes; what the
+            wire itself takes is the link's.
         causal_share: where all tokens of a causal pass meet at once, the part of the q t pairs that the kernel works
             out: a half at best, and more where it leaves out whole blocks only.
     """
@@ -64,6 +66,7 @@ class DeviceTimes:
     attention: ElementTime
     connective: ElementTime
     wire: Mapping[str, ElementTime] = field(default_factory=dict)
+    transport: ElementTime = ElementTime(0.0, 0.0)
     causal_share: float = 0.5
 
 

@@ -104,6 +104,7 @@ def times_to_dict(times: DeviceTimes) -> dict[str, Any]:
     return {
         **{kind: asdict(getattr(times, kind)) for kind in ("linear", "attention", "connective")},
         "wire": {name: asdict(taken) for name, taken in times.wire.items()},
+        "transport": asdict(times.transport),
         "causal_share": times.causal_share,
     }
 
@@ -131,13 +132,14 @@ def _memory(data: object, where: str) -> DeviceMemory:
 
 def times_from_dict(data: object, where: str = "times") -> DeviceTimes:
     """The times that `times_to_dict` described; a `UserError` names what is wrong from `where` on."""
-    entry = _entry(data, where, {"linear", "attention", "connective", "wire", "causal_share"})
+    entry = _entry(data, where, {"linear", "attention", "connective", "wire", "transport", "causal_share"})
     wire = _entry(entry["wire"], f"{where}.wire", None)
     return DeviceTimes(
         linear=_numbers(LinearTime, entry["linear"], f"{where}.linear"),
         attention=_numbers(ElementTime, entry["attention"], f"{where}.attention"),
         connective=_numbers(ElementTime, entry["connective"], f"{where}.connective"),
         wire={str(name): _numbers(ElementTime, taken, f"{where}.wire.{name}") for name, taken in wire.items()},
+        transport=_numbers(ElementTime, entry["transport"], f"{where}.transport"),
         causal_share=_number(entry["causal_share"], f"{where}.causal_share"),
     )
 

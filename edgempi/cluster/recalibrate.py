@@ -58,6 +58,7 @@ def _slower(device: Device, factor: float) -> Device:
         attention=_scaled(times.attention, factor),
         connective=_scaled(times.connective, factor),
         wire={name: _scaled(taken, factor) for name, taken in times.wire.items()},
+        transport=_scaled(times.transport, factor),
     )
     return replace(device, times=scaled)
 

@@ -173,7 +173,7 @@ class UnitProgram(Steps):
         def needs(stop: int) -> None:
             """Take in the tiles that queries up to `stop` look at."""
             for late in [tile for tile in take_in if not causal or tile.span[0] < stop]:
-                self._take(base + late.span[0], late.tokens * stack.width)
+                self._take(base, late, stack.width)
                 self._product(late.tokens, qkv, stack.width)
                 take_in.remove(late)
 
@@ -199,7 +199,7 @@ class UnitProgram(Steps):
             self._product(sum(tile.tokens for tile in tiles[self._place]), up, stack.width)
             sums = self._new_keys(tiles)
             for tile in arrivals(tiles, self._place):
-                self._take(base + tile.span[0], tile.tokens * stack.width)
+                self._take(base, tile, stack.width)
                 self._product(tile.tokens, up, stack.width)
                 self._product(tile.tokens, stack.width, columns)
                 self._give(sums, tile, stack.width)

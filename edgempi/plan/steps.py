@@ -1,9 +1,10 @@
 """The steps of one device that units are put together from: products, tiles in overlapped rings, blocking rings.
 
-Overlapped rings relay tiles and sums without a step of their own (`plan/simulate.py`). Blocking rings pass one tile a
-step and wait for both directions. A product that is cut into column blocks reads nothing twice and pays its call once
-per block. Putting a tile into the wire's form takes half of what a profile measured for both ways, taking it out and
-adding it the other half. Mirrors `comm/rings.py` and `comm/group.py`.
+Overlapped rings relay tiles and sums without a step of their own (`plan/simulate.py`), but moving their bytes takes the
+processor from the computation. Blocking rings pass one tile a step and wait for both directions; the processor then has
+nothing else to do. A product that is cut into column blocks reads nothing twice and pays its call once per block.
+Putting a tile into the wire's form takes half of what a profile measured for both ways, taking it out and adding it the
+other half. Mirrors `comm/rings.py` and `comm/group.py`.
 """
 
 from __future__ import annotations
@@ -101,26 +102,36 @@ class Steps:
         base = self._new_keys(tiles)
         for tile in tiles[self._place]:
             self._recode(tile.tokens * width, 0.5)
+            self._move(tile.tokens, width, 0.5)
             self._send(base + tile.span[0], tile.tokens, width, self._size - 1)
         return base
 
-    def _take(self, key: int, elements: int) -> None:
-        self._steps.append(Await(self._block, key))
-        self._recode(elements, 0.5)
+    def _take(self, base: int, tile: Tile, width: int) -> None:
+        """Await a tile; a gather passes it on, unless it is the next device's own."""
+        self._steps.append(Await(self._block, base + tile.span[0]))
+        self._recode(tile.tokens * width, 0.5)
+        passed_on = tile.owner not in (self._place, (self._place + 1) % self._size)
+        self._move(tile.tokens, width, 1.0 if passed_on else 0.5)
+
+    def _move(self, tokens: int, width: int, parts: float) -> None:
+        """The processor's work to send (half) or receive (the other half) a tile under computation."""
+        self._compute(parts * self._times.transport.seconds(self._bytes(tokens, width)))
 
     def _give(self, base: int, tile: Tile, width: int) -> None:
         """Hand an addend to the reduce-scatter; the first device of a tile's way starts it, the owner keeps it."""
         key = base + tile.span[0]
         if tile.owner == (self._place - 1) % self._size:
             self._recode(tile.tokens * width, 0.5)
+            self._move(tile.tokens, width, 0.5)
             self._send(key, tile.tokens, width)
         elif tile.owner != self._place:
             self._recode(tile.tokens * width, 1.0)
+            self._move(tile.tokens, width, 1.0)
             self._steps.append(Give(self._block, key, self._bytes(tile.tokens, width)))
 
     def _finish_sums(self, base: int, tiles: Sequence[Sequence[Tile]], width: int) -> None:
         for tile in tiles[self._place]:
-            self._take(base + tile.span[0], tile.tokens * width)
+            self._take(base, tile, width)
 
     # Blocking rings.
 

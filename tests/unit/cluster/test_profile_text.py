@@ -22,6 +22,7 @@ TIMES = st.builds(
     attention=ELEMENTS,
     connective=ELEMENTS,
     wire=st.dictionaries(st.sampled_from(["fp32", "bf16", "int8"]), ELEMENTS),
+    transport=ELEMENTS,
     causal_share=st.floats(0, 1),
 )
 BYTES = st.integers(0, 10**12)
