@@ -38,15 +38,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     records = asked.output / "records"
     cells = chosen(asked)
     failed = 0 if asked.report else _measure(cells, asked, records)
-    write_report(cells, read_records(records), asked.results)
+    write_report(every_cell(), read_records(records), asked.results)
     return 1 if failed else 0
+
+
+def every_cell() -> list[Cell]:
+    """All cells that this machine can measure."""
+    return [*CELLS, *(gpu_cells() if torch.cuda.is_available() else [])]
 
 
 def chosen(asked: argparse.Namespace) -> list[Cell]:
     """The cells that the command line names, in an order that changes labs and checkpoints seldom."""
-    every = [*CELLS, *(gpu_cells() if torch.cuda.is_available() else [])]
     cells = [
-        cell for cell in every
+        cell for cell in every_cell()
         if cell.table in asked.only
         and (not asked.models or cell.model in asked.models)
         and (not asked.clusters or cell.cluster in asked.clusters)
@@ -65,11 +69,11 @@ def _order(cell: Cell) -> tuple[Any, ...]:
 
 def write_report(cells: Sequence[Cell], records: Sequence[dict[str, Any]], folder: Path) -> None:
     """Write the table and the picture of every experiment of which there is a record, cells in their order."""
-    latest = {_key(_of_cell(record)): record for record in records}
+    latest = {_key(_same(record["run"]["parameters"])): record for record in records}
     folder.mkdir(parents=True, exist_ok=True)
     measured: dict[str, list[dict[str, Any]]] = {}
     for table in TABLES:
-        keys = [_key(cell.parameters) for cell in sorted(cells, key=CELLS_ORDER) if cell.table == table]
+        keys = [_key(_same(cell.parameters)) for cell in sorted(cells, key=CELLS_ORDER) if cell.table == table]
         found = [latest[key] for key in keys if key in latest]
         if not found:
             continue
@@ -114,9 +118,10 @@ def _measure(cells: Sequence[Cell], asked: argparse.Namespace, folder: Path) -> 
     return failed
 
 
-def _of_cell(record: dict[str, Any]) -> dict[str, Any]:
-    """A record's parameters but for how often it was repeated: a table takes the latest."""
-    return {name: value for name, value in record["run"]["parameters"].items() if name != "repeats"}
+def _same(parameters: dict[str, Any]) -> dict[str, Any]:
+    """What makes two records those of one cell: not how often it was repeated nor, where it was timed, its depth."""
+    ignored = {"repeats"} if parameters["way"] else {"repeats", "layers"}
+    return {name: value for name, value in parameters.items() if name not in ignored}
 
 
 def _key(parameters: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from benchmarks.checkpoint import write_checkpoint
 from benchmarks.galaxy.cells import GPU, LENGTH, Cell
 from benchmarks.galaxy.gpu import measure_gpu
 from benchmarks.measure import isolated
+from benchmarks.record import commit
 from benchmarks.shapes import SHAPES
 from edgempi.lab.cgroups import Cgroups
 from edgempi.lab.state import read_state
@@ -113,7 +114,7 @@ class Workshop:
 
     def _profile(self, cell: Cell, lab: Sequence[str], model: Path) -> Path:
         """The cluster measured for this model, once for each lab: its times hold for all lengths."""
-        path = self._folder / "profiles" / f"{cell.model}_{_key(*lab, cell.dtype)}.yaml"
+        path = self._folder / "profiles" / f"{cell.model}_{_key(*lab, cell.dtype, commit())}.yaml"
         if not path.exists() or (self._again and path not in self._profiled):
             path.parent.mkdir(parents=True, exist_ok=True)
             words = [*lab, f"model.path={model}", f"data.length={LENGTH}", f"task.save={path}"]

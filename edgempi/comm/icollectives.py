@@ -87,6 +87,7 @@ class CollectiveScatter:
     def __init__(self, post: Post, shape: tuple[int, int], tiles: Sequence[Sequence[Tile]], wire: Wire) -> None:
         self._post, self._wire, self._tiles = post, wire, tiles
         self._rows, self._columns = shape
+        self._unit = post.traffic.unit  # its last sums may be awaited while the next unit runs
         self.order = _by_chunk(tiles, post)
         self._given: dict[Tile, Tensor] = {}
         self._arriving: list[list[Tensor]] = []
@@ -113,7 +114,8 @@ class CollectiveScatter:
             return post.done([self._chunks[j]])
 
         if not complete():
-            post.wait(complete, "reduce-scatter", [rank for rank in range(post.size) if rank != post.rank])
+            with post.traffic.within(self._unit):
+                post.wait(complete, "reduce-scatter", [rank for rank in range(post.size) if rank != post.rank])
         ring = [(post.rank + step) % post.size for step in range(1, post.size)]
         addends = [self._wire.decode(self._arriving[j][rank], self._shape(tile)) for rank in ring]
         total = addends[0].float()
@@ -130,7 +132,8 @@ class CollectiveScatter:
 
         if not complete():
             others = [rank for rank in range(self._post.size) if rank != self._post.rank]
-            self._post.wait(complete, "reduce-scatter", others)
+            with self._post.traffic.within(self._unit):
+                self._post.wait(complete, "reduce-scatter", others)
 
     def _post_complete_chunks(self) -> None:
         """Start the exchange of every chunk whose addends for the others are all given."""

@@ -38,7 +38,7 @@ class Post:
     def __init__(self, transport: Transport, members: Sequence[int], traffic: Traffic, timeout_s: float) -> None:
         self.transport, self.traffic = transport, traffic
         self._members, self._timeout_s = tuple(members), timeout_s
-        self._under_way: list[tuple[Any, Tensor, Flight | None]] = []
+        self._under_way: list[tuple[Any, tuple[Tensor, ...], Flight | None]] = []
 
     @property
     def rank(self) -> int:
@@ -75,7 +75,7 @@ class Post:
             peer = self._members[target]
             with self.traffic.within(unit or self.traffic.unit):
                 flight = self.traffic.trace.post(SEND, self.traffic.unit, buffer.nbytes, peer)
-                self._under_way.append((self.transport.isend(buffer, target, tag), buffer, flight))
+                self._under_way.append((self.transport.isend(buffer, target, tag), (buffer,), flight))
                 self.traffic.sent(buffer.nbytes, peer)
 
     def receive(self, buffer: Tensor, source: int, tag: int) -> Arrival:
@@ -94,7 +94,7 @@ class Post:
         for rank in range(self.size):
             if rank != self.rank and own.numel():
                 self.traffic.sent(own.nbytes, self._members[rank])
-        return self.transport.iall_gather(own, whole, nbytes)
+        return self._kept(self.transport.iall_gather(own, whole, nbytes), own, whole)
 
     def all_to_all(self, sent: Sequence[Tensor], received: Sequence[Tensor]) -> Any:
         """Start MPI's exchange of a part for every rank against a part of every rank; returns the request.
@@ -104,7 +104,12 @@ class Post:
         for rank, part in enumerate(sent):
             if part.numel():
                 self.traffic.sent(part.nbytes, self._members[rank])
-        return self.transport.iall_to_all(sent, received)
+        return self._kept(self.transport.iall_to_all(sent, received), *sent, *received)
+
+    def _kept(self, request: Any, *buffers: Tensor) -> Any:
+        """Hold on to what a collective reads and fills until it is complete, also where nobody awaits it."""
+        self._under_way.append((request, buffers, None))
+        return request
 
     def done(self, requests: Sequence[Any]) -> bool:
         """Drive communication; whether all requests are complete."""
@@ -117,12 +122,12 @@ class Post:
         return here
 
     def let_go(self) -> None:
-        """Drive communication, and let go of the buffers of sends that are complete."""
+        """Drive communication, and let go of the buffers of sends and collectives that are complete."""
         while self._under_way and self.transport.done([self._under_way[0][0]]):
             self.traffic.trace.land([self._under_way.pop(0)[2]])
 
     def drain(self) -> None:
-        """Wait until every send is complete."""
+        """Wait until every send and every collective is complete."""
 
         def gone() -> bool:
             self.let_go()

@@ -23,9 +23,9 @@ from edgempi.comm.post import Arrival, Post
 from edgempi.comm.wire import Wire
 from edgempi.plan.tiles import Tile, arrivals
 
-GATHER, SCATTER = 1_000, 2_000
-"""Message tags, to which a tile's number is added. A tile that arrives may go on before an own one that is still to
-come, and a gather that still forwards may meet the first partial sums of the scatter after it."""
+GATHER, SCATTER = 1_000, 1_001
+"""Message tags, to which twice a tile's number is added. A tile that arrives may go on before an own one that is still
+to come, and a gather that still forwards may meet the first partial sums of the scatter after it."""
 
 
 class RingGather:
@@ -144,7 +144,8 @@ class RingScatter:
             return tile in self._sums
 
         if not complete():
-            self._post.wait(complete, "reduce-scatter", [self._post.before])
+            with self._post.traffic.within(self._unit):
+                self._post.wait(complete, "reduce-scatter", [self._post.before])
         return self._sums.pop(tile)
 
     def finish(self, meanwhile: Callable[[], None]) -> None:
@@ -156,7 +157,8 @@ class RingScatter:
             return not self._waiting
 
         if not complete():
-            self._post.wait(complete, "reduce-scatter", [self._post.before])
+            with self._post.traffic.within(self._unit):
+                self._post.wait(complete, "reduce-scatter", [self._post.before])
 
     def _settle(self, tile: Tile) -> None:
         if tile not in self._given or tile not in self._arrived:
@@ -176,7 +178,7 @@ class RingScatter:
 
 
 def _numbered(tiles: Sequence[Sequence[Tile]], first: int) -> dict[Tile, int]:
-    return {tile: first + number for number, tile in enumerate(chain.from_iterable(tiles))}
+    return {tile: first + 2 * number for number, tile in enumerate(chain.from_iterable(tiles))}
 
 
 def _here(post: Post, waiting: Mapping[Tile, Arrival]) -> list[Tile]:

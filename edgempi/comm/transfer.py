@@ -101,7 +101,7 @@ class Transfer:
         self._rank, self._wire, self._unit = transport.rank, wire, traffic.unit
         self._held, self._wanted = source.get(self._rank), target.get(self._rank)
         self._moves = [move for move in moves(source, target) if self._rank in (move.source, move.target)]
-        senders = sorted({move.source for move in self._moves if move.target == self._rank})
+        senders = sorted({move.source for move in self._moves if move.target == self._rank != move.source})
         self.receives = self._pending(f"receive of {self._unit} from rank {', '.join(map(str, senders))}")
         self._arriving: list[tuple[Region, Tensor]] = []
         for move in self._moves:

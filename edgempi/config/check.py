@@ -26,6 +26,13 @@ def check_config(config: Config) -> None:
         _check_modes(config.parallel, stages)
         _check_layers(config.planner, len(stages))
     _check_planner(config.planner, len(devices))
+    allowed = config.wire.allowed
+    if allowed is not None and (not allowed or config.planner.name is not PlannerName.auto):
+        raise UserError(
+            "wire.allowed", value=f"{[wire.value for wire in allowed]} with planner={config.planner.name}",
+            rule="planner=auto chooses among one or more formats; other planners take wire.dtype",
+            remedy="Set wire=int8 (bf16, fp32), or planner=auto wire.allowed=[fp32,int8]",
+        )  # fmt: skip
     if config.task.name == "infer" and not config.data.prompts and config.data.file is None:
         raise UserError(
             "data", value="no prompts and no file", rule="infer answers at least one request",

@@ -50,6 +50,10 @@ class Runner:
         dtype = TORCH_DTYPES[plan.weight_dtype]
         route = route or pick_route(dtype)
         self.route = route.name
+        # Before the weights are there: what it measures with is given back.
+        with torch.inference_mode():
+            settled = {n: settle_overlap(world, group, phase, spec, route) for n, phase in program.phases.items()}
+        self.overlap = settled["prefill"].overlap
         with torch.no_grad(), returning(), Checkpoint(folder) as checkpoint:
             share = device_share(plan, spec, world.rank)
             family = family_named(spec.family)
@@ -59,9 +63,6 @@ class Runner:
             tables = {stack: weights.tensor(f"{stack}.relative.weight") for stack in stacks}
             self.data_bytes_read, self.header_bytes_read = checkpoint.data_bytes, checkpoint.header_bytes
         relative = {stack: table for stack, table in tables.items() if table is not None}
-        with torch.inference_mode():
-            settled = {n: settle_overlap(world, group, phase, spec, route) for n, phase in program.phases.items()}
-        self.overlap = settled["prefill"].overlap
         self._executors = {
             name: Executor(world, group, phase, spec, units, relative) for name, phase in settled.items()
         }

@@ -20,6 +20,8 @@ FULL_S, THROTTLED_S = 0.5, 1.0
 START_S = 60.0
 USABLE = 0.9
 """The share of the machine's processors that devices may take together; the rest is the kernel's and the launcher's."""
+LEAST_SHARE = 0.01
+"""Below this a quota's period is so long that a device stands still for most of a message."""
 NEAR, CORRECTIONS = 0.02, 3
 """Quotas are corrected until rates are this near, but not more often: a busy machine would have no end."""
 LARGEST_CORRECTION = 0.08
@@ -126,6 +128,12 @@ def probes(hosts: Sequence[str]) -> Iterator[Probes]:
 
 
 def _check_room(cores: Mapping[str, float], full_flops: float, lan: Lan) -> None:
+    idle = [host for host, share in cores.items() if share < LEAST_SHARE]
+    if idle:
+        raise UserError(
+            "device speed", value=f"{idle[0]}: {cores[idle[0]]:.4f} of a core",
+            rule=f"a device of the lab takes at least {LEAST_SHARE} of one", remedy="Raise its speed, or time_scale",
+        )  # fmt: skip
     room = USABLE * (os.cpu_count() or 1)
     slowest = max(1.0, max(cores.values()) / USABLE, sum(cores.values()) / room)
     if slowest > 1:

@@ -18,7 +18,7 @@ from edgempi.models.parts import Parts
 from edgempi.models.weights import TORCH_DTYPES
 from edgempi.ops.linear import Linear, Poll, Route
 from edgempi.parallel.seam import seam
-from edgempi.plan.plan import Block, Connective, Plan, Stage
+from edgempi.plan.plan import Connective, Plan, Stage
 from edgempi.plan.spec import ModelSpec
 
 CANDIDATES = ("ring", "icollective", "blocking")
@@ -42,7 +42,7 @@ def settle_overlap(world: World, group: Group, plan: Plan, spec: ModelSpec, rout
         return plan
     stage = plan.stage_of(world.rank)
     seconds = dict.fromkeys(CANDIDATES, 0.0)
-    if stage.size > 1 and stage.modes.connective == Connective.tokens and stage.modes.mlp == Block.tensor:
+    if stage.size > 1 and stage.modes.connective == Connective.tokens and stage.mlp_columns:
         seconds = _measure(group, plan, stage, spec, route)
     everyone = world.all_gather_json(seconds)
     slowest = {mode: max(everyone[rank][mode] for rank in stage.devices) for mode in CANDIDATES}

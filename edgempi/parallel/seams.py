@@ -123,7 +123,8 @@ class Tokens(Whole):
 
     def share_keys(self, k_BTE: Tensor, v_BTE: Tensor) -> tuple[Tensor, Tensor]:
         """All-gather keys and values together, one message a step."""
-        k, v = self.gather(torch.cat((k_BTE, v_BTE), dim=-1)).chunk(2, dim=-1)
+        # As rows, not as columns: keys are often far larger than values, and must not set the steps of their int8.
+        k, v = self.gather(torch.cat((k_BTE, v_BTE), dim=0)).chunk(2, dim=0)
         return k, v
 
     def pick(self, x_BSD: Tensor, index_B: Tensor) -> Tensor:

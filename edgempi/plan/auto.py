@@ -99,8 +99,18 @@ def plan_auto(spec: ModelSpec, work: Workload, cluster: ClusterProfile, weight_d
     ranking = search.ranking
     if not ranking or not ranking[0].fits:
         raise _nothing_fits(ranking, spec, work, cluster)
-    program = program_of(ranking[0].plan, spec, allowed.decode)
-    return Choice(program, tuple(ranking), search.evaluations)
+    chosen = _exact_enough(search, ranking[0], allowed.wires)
+    program = program_of(chosen.plan, spec, allowed.decode)
+    return Choice(program, (chosen, *ranking[1:]), search.evaluations)
+
+
+def _exact_enough(search: Search, fastest: Tried, wires: Sequence[str]) -> Tried:
+    """The fastest plan, in the most exact form of travelling that costs it no more than `WORTH_ROUNDING`."""
+    for wire in sorted(wires, key=EXACTNESS.index):
+        exact = search.trial(replace(fastest.plan, wire_dtype=wire))
+        if exact.fits and exact.score.seconds * (1 - WORTH_ROUNDING) <= fastest.score.seconds:
+            return exact
+    return fastest
 
 
 class _Auto:
@@ -196,14 +206,7 @@ class _Auto:
         """The draft in its best form: first how communication is driven, then in what it travels."""
         stage = max(draft.plan.stages, key=lambda stage: len(stage.units))
         driven = self._fastest(draft, self._forms(stage.modes, [draft.forms.wire_dtype]))
-        best = driven
-        for wire in sorted(self._allowed.wires, key=EXACTNESS.index):
-            rounded = replace(driven, forms=replace(driven.forms, wire_dtype=wire))
-            seconds = self._search.score(rounded.plan).seconds
-            first = best is driven
-            if first or seconds < self._search.score(best.plan).seconds * (1 - WORTH_ROUNDING):
-                best = rounded
-        return best
+        return self._fastest(driven, [replace(driven.forms, wire_dtype=wire) for wire in self._allowed.wires])
 
     def _fastest(self, draft: Draft, forms: Sequence[Forms]) -> Draft:
         if len(forms) == 1:

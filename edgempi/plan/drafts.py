@@ -79,7 +79,8 @@ class Drafts:
 
     def shared(self, devices: Sequence[int], modes: Modes, forms: Forms) -> Iterator[Draft]:
         """One group, its blocks balanced for its devices' speeds and memory; with equal and with balanced tokens."""
-        total = self._work.tokens
+        # Weights for every stack's tokens; an encoder-decoder that is about to write reads one token, and many beside.
+        total = max(self._work.of(self._spec, name) for name in self._spec.stacks)
         splits: list[tuple[int, ...]] = [()]
         if modes.connective == Connective.tokens:
             speeds = [1 / self.layer_s[device] for device in devices]

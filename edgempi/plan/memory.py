@@ -35,17 +35,21 @@ class Memory:
     activations: int
     loading: int
     """By how much loading exceeds the weights for a moment: one beside the form it is kept in."""
+    runtime: int = RUNTIME_BYTES
+    """See `RUNTIME_BYTES`; nothing on a device that stays idle."""
 
     @property
     def peak(self) -> int:
         """The most that is held at once."""
-        return self.weights + max(self.cache + self.activations, self.loading) + RUNTIME_BYTES
+        return self.weights + max(self.cache + self.activations, self.loading) + self.runtime
 
 
 def predict_memory(plan: Plan, spec: ModelSpec, device: int, work: Workload) -> Memory:
     """The memory that a device needs under a plan."""
     share = device_share(plan, spec, device)
     stage = share.stage
+    if not stage.units:
+        return Memory(0, 0, 0, 0, 0)
     item = ITEM_BYTES[plan.weight_dtype]
     weights, loading = _weights(share, spec)
     layers = layer_counts(stage.units)

@@ -123,7 +123,7 @@ class _Ring:
             keys = self._gather(name)
             if stack.cross and not cached:
                 keys += self._gather("enc")
-        return self._bytes(seams, stack.width) + self._bytes(keys, 2 * stack.kv_heads * stack.head_dim)
+        return self._bytes(seams, stack.width) + self._bytes(2 * keys, stack.kv_heads * stack.head_dim)
 
     def _head(self, one: bool) -> int:
         head, name = self._spec.head, self._spec.last

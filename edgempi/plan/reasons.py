@@ -5,7 +5,7 @@ Rows of JSON types, as tables and JSON show them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from edgempi.plan.latency import BLOCKS, Latency
@@ -55,37 +55,6 @@ def rejected_rows(ranking: Sequence[Tried]) -> list[dict[str, Any]]:
             slower = tried.score.seconds / ranking[0].score.seconds - 1
             rows.append({"name": tried.name, "seconds": tried.score.seconds, "why": f"slower by {slower:.0%}"})
         else:
-            lacks = f"does not fit: {tried.device} lacks {tried.score.missing_bytes / 1e6:.0f} MB"
+            lacks = f"does not fit: {tried.device} lacks {tried.lacks_bytes / 1e6:.0f} MB"
             rows.append({"name": tried.name, "seconds": None, "why": lacks})
     return rows
-
-
-def beside_measured(
-    latency: Latency, names: Sequence[str], total_s: float, measured: Sequence[Mapping[str, float | None]]
-) -> list[dict[str, Any]]:
-    """Predicted beside measured, one row for the pass and one per device.
-
-    Args:
-        latency: predicted.
-        names: of the devices, in rank order.
-        total_s: the measured latency.
-        measured: per rank `compute_s`, `wire_s` and `waited_s`, each None where it is not known.
-
-    Returns:
-        Rows with `device` (`all` for the pass), `what`, `predicted_s`, `measured_s` and `error`, the share by which the
-        prediction is off (None where there is nothing to compare).
-    """
-    rows = [_compared("all", "latency", latency.total_s, total_s)]
-    for name, device, seen in zip(names, latency.devices, measured, strict=True):
-        for what, predicted_s, key in (
-            ("compute", device.compute_s, "compute_s"),
-            ("wire", device.wire_s, "wire_s"),
-            ("exposed", device.exposed_s, "waited_s"),
-        ):
-            rows.append(_compared(name, what, predicted_s, seen.get(key)))
-    return rows
-
-
-def _compared(device: str, what: str, predicted_s: float, measured_s: float | None) -> dict[str, Any]:
-    error = predicted_s / measured_s - 1 if measured_s else None
-    return {"device": device, "what": what, "predicted_s": predicted_s, "measured_s": measured_s, "error": error}

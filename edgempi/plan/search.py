@@ -72,6 +72,8 @@ class Tried:
     latency: Latency | None = None
     device: str = ""
     """The one that lacks most memory, where the plan does not fit."""
+    lacks_bytes: int = 0
+    """How much it lacks."""
 
     @property
     def fits(self) -> bool:
@@ -99,7 +101,7 @@ class Search:
 
     def score(self, plan: Plan) -> Score:
         """Try a plan."""
-        found = self._try(plan)
+        found = self.trial(plan)
         known = self.tried.get(found.name)
         if known is None or found.score.beats(known.score):
             self.tried[found.name] = found
@@ -168,12 +170,14 @@ class Search:
             return "pipeline" + cut + " of " + " | ".join(parts)
         return parts[0]
 
-    def _try(self, plan: Plan) -> Tried:
+    def trial(self, plan: Plan) -> Tried:
+        """Try a plan without remembering it."""
         name = self.name(plan)
         lacking = shortage(plan, self.spec, self.work, self._budgets)
         if max(lacking) > 0:
             device = self.cluster.devices[lacking.index(max(lacking))].name
-            return Tried(name, plan, Score(inf, sum(lacks for lacks in lacking if lacks > 0)), None, device)
+            missing = sum(lacks for lacks in lacking if lacks > 0)
+            return Tried(name, plan, Score(inf, missing), None, device, max(lacking))
         self.evaluations += 1
         latency = predict_latency(plan, self.spec, self.work, self.cluster)
         return Tried(name, plan, Score(latency.total_s + self._writing_s(plan), 0), latency)

@@ -260,7 +260,7 @@ def _causal_share(attention: ElementTime, medians: dict[tuple[float, ...], float
     if not medians or not attention.s_per_element:
         return DeviceTimes.causal_share
     worked = ((taken - attention.call_s) / attention.s_per_element / work for (work,), taken in medians.items())
-    return max(0.0, median(worked))
+    return min(1.0, max(DeviceTimes.causal_share, median(worked)))
 
 
 def _elements(medians: dict[tuple[float, ...], float]) -> Sequence[Elements]:

@@ -85,8 +85,7 @@ def run(job: Job, world: World) -> dict[str, Any]:
     if not world.leads:
         return {}
     result = _result(config, ways, found)
-    save_corrected(config, result["ways"])
-    return result
+    return {**result, "saved": save_corrected(config, result["ways"])}
 
 
 def report(result: dict[str, Any], console: Console) -> None:
@@ -238,7 +237,6 @@ def _result(config: Config, ways: Sequence[Planned], found: dict[str, dict[str, 
         "memory_limit": None if lab is None else lab.memory_limit,
         "link_bits_per_s": None if lab is None else describe(config.cluster).link_bits_per_s,
         "trace": config.task.trace,
-        "saved": config.task.save,
         "ways": rows,
     }
 

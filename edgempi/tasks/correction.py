@@ -29,8 +29,11 @@ def check_save(config: Config) -> None:
         )
 
 
-def save_corrected(config: Config, ways: Sequence[Mapping[str, Any]]) -> None:
+def save_corrected(config: Config, ways: Sequence[Mapping[str, Any]]) -> str | None:
     """Write the profile with each device as slow as it was over all ways together; on rank 0, where it was asked for.
+
+    Returns:
+        The file; None where nothing was asked for, or no way was predicted.
 
     Args:
         config: names both files.
@@ -38,13 +41,14 @@ def save_corrected(config: Config, ways: Sequence[Mapping[str, Any]]) -> None:
     """
     known = [way for way in ways if way["predicted"] is not None and way["measured"] is not None]
     if config.task.save is None or not known:
-        return
+        return None
     profile = ClusterProfile.from_config(config.cluster)
     predicted = [_sum(way["predicted"]["devices"][rank] for way in known) for rank in range(profile.size)]
     measured = [_sum(way["measured"]["ranks"][rank] for way in known) for rank in range(profile.size)]
     note = f"Corrected by {len(known)} ways of sharing {config.model.path}, {config.data.length} tokens."
     path = Path(config.task.save).expanduser()
     write_atomic(path, profile_to_yaml(recalibrate(profile, predicted, measured), note))
+    return str(path)
 
 
 def _sum(devices: Any) -> Busy:

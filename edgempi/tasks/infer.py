@@ -207,7 +207,9 @@ def _alone(config: Config, job: ModelJob, folder: Path, requests: Sequence[Seque
     forms = Forms(job.program.prefill.weight_dtype, job.program.prefill.weight_dtype)
     single = ParallelConfig(modes=[Sharing.single])
     program = plan_program(job.spec, [1.0], single, PlannerConfig(), forms)
+    # Its share of the common plan stays loaded beside.
     need = predict_memory(program.prefill, job.spec, 0, job.work).peak
+    need += predict_memory(job.program.prefill, job.spec, 0, job.work).weights
     if device.memory_budget_bytes is not None and need > device.memory_budget_bytes:
         budget = device.memory_budget_bytes
         return {"alone_why": f"{name} alone cannot hold the model: it needs {size(need)} and lends {size(budget)}."}

@@ -225,11 +225,11 @@ def _check_timed(config: Config, cluster: ClusterProfile) -> None:
 
 def _allowed(parallel: ParallelConfig, spec: ModelSpec, wires: tuple[str, ...]) -> Allowed:
     """What `planner=auto` may choose: what the user fixed stays."""
-    overlapped = Overlap.icollective if parallel.overlap is Overlap.icollective else Overlap.ring
-    blocking = parallel.overlap is Overlap.blocking
+    free = parallel.overlap is Overlap.auto
+    overlaps = (Overlap.ring, Overlap.blocking) if free else (parallel.overlap,)
     return Allowed(
         wires=wires,
-        overlaps=(Overlap.blocking.value,) if blocking else (overlapped.value, Overlap.blocking.value),
+        overlaps=tuple(overlap.value for overlap in overlaps),
         subtiles=Allowed.subtiles if parallel.subtiles is None else (parallel.subtiles,),
         column_blocks=(_column_blocks(parallel, spec), parallel.column_blocks or 1),
         decode=parallel.decode,

@@ -140,6 +140,18 @@ def test_a_lighter_wire_is_taken_where_it_is_allowed() -> None:
     assert both.ranking[0].score.seconds < chosen(classifier(), profile).ranking[0].score.seconds
 
 
+def test_a_lighter_wire_must_save_something() -> None:
+    """On links that hide all there is to send, and alone, nothing is rounded."""
+    wires = replace(ALLOWED, wires=("int8", "bf16", "fp32"))
+    for profile in (cluster([1.0, 1.0], 1e12, latency_s=0.0), cluster([1.0])):
+        assert chosen(classifier(), profile, allowed=wires).program.prefill.wire_dtype == "fp32"
+
+
+def test_a_device_that_lends_next_to_nothing_stays_idle() -> None:
+    plan = chosen(classifier(), cluster([1.0, 1.0], 1e9, [None, 1_000])).program.prefill
+    assert plan.working == (0,)
+
+
 def test_new_tokens_count() -> None:
     profile = cluster([2.0, 1.0], 2e7, latency_s=2e-3)
     long = chosen(decoder(layers=4, columns=64), profile, Workload(1, 12, 0, 12))

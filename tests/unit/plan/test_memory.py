@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from edgempi.config.schema import ParallelConfig, PlannerConfig, PlannerName, Sharing
 from edgempi.errors import UserError
 from edgempi.plan.memory import (
-    RUNTIME_BYTES,
     check_budgets,
     predict_memory,
     shortage,
@@ -78,9 +77,9 @@ def test_a_table_that_is_loaded_first_has_no_part_in_the_peak_of_loading() -> No
     assert memory.loading <= 4 * 12 * 480  # one layer's products, and not the table
 
 
-def test_an_idle_device_needs_its_runtime_alone() -> None:
+def test_an_idle_device_needs_nothing() -> None:
     plan = Plan((Stage(classifier().units, (0,), PRESETS["single"]), Stage((), (1,), PRESETS["single"])))
-    assert predict_memory(plan, classifier(), 1, WORK).peak == RUNTIME_BYTES
+    assert predict_memory(plan, classifier(), 1, WORK).peak == 0
 
 
 def test_a_budget_that_is_too_small_names_what_would_fit() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from edgempi.plan.auto import Allowed, plan_auto
 from edgempi.plan.memory import RUNTIME_BYTES, predict_memory
-from edgempi.plan.reasons import beside_measured, block_rows, rejected_rows
+from edgempi.plan.reasons import block_rows, rejected_rows
 from edgempi.plan.workload import Workload
 from unit.plan.profiles import cluster
 from unit.plan.specs import classifier
@@ -41,12 +41,3 @@ def test_what_lost_says_why() -> None:
     assert slower[0] >= CHOICE.ranking[0].score.seconds
     assert any(row["why"].startswith("slower by ") for row in rows)
     assert any(row["why"].startswith("does not fit: d1 lacks ") for row in rejected_rows(CHOICE.ranking[-3:]))
-
-
-def test_predicted_stands_beside_measured() -> None:
-    measured = [{"compute_s": 2 * d.compute_s, "wire_s": None, "waited_s": d.exposed_s} for d in LATENCY.devices]
-    rows = beside_measured(LATENCY, NAMES, LATENCY.total_s / 1.25, measured)
-    assert rows[0]["error"] == pytest.approx(0.25)
-    compute = next(row for row in rows if (row["device"], row["what"]) == ("d1", "compute"))
-    assert compute["error"] == pytest.approx(-0.5)
-    assert all(row["error"] is None for row in rows if row["what"] == "wire")
