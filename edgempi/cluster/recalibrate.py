@@ -1,50 +1,28 @@
-"""Correct a profile by what a run took: a device that is busy with other things today, a link that has become slow."""
+"""Correct a profile by what a run took: a device that is busy with other things today."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from edgempi.cluster.profile import ClusterProfile, Device, ElementTime, LinearTime
 
 
-@dataclass(frozen=True)
-class Busy:
-    """What one device did in a run, as predicted or as measured.
+def recalibrate(profile: ClusterProfile, predicted_s: Sequence[float], measured_s: Sequence[float]) -> ClusterProfile:
+    """The profile with each device's times as the run had them.
 
-    Attributes:
-        compute_s: seconds that it computed, waits excluded.
-        wire_s: seconds that what it sent kept its link busy; None where nobody knows.
-    """
-
-    compute_s: float
-    wire_s: float | None = None
-
-
-def recalibrate(profile: ClusterProfile, predicted: Sequence[Busy], measured: Sequence[Busy]) -> ClusterProfile:
-    """The profile with each device's times and each link's rate as the run had them.
-
-    A device's times keep their proportions: a run gives one number for each device, and it scales them all. The same
-    holds of the links that leave a device. What either side did not do, or does not know, says nothing and changes
-    nothing.
+    A device's times keep their proportions: a run gives one number for each device, and it scales them all. Links are
+    left alone: how long one was busy is not seen from outside it.
 
     Args:
         profile: measured.
-        predicted: of each device by this profile, in rank order.
-        measured: of each device in the run.
+        predicted_s: seconds that each device computes by this profile, in rank order, waits excluded.
+        measured_s: the same in the run; zero on either side says nothing, and changes nothing.
     """
-    compute = [_ratio(p.compute_s, m.compute_s) for p, m in zip(predicted, measured, strict=True)]
-    wire = [_ratio(p.wire_s, m.wire_s) for p, m in zip(predicted, measured, strict=True)]
-    devices = zip(profile.devices, compute, strict=True)
-    return replace(
-        profile,
-        devices=tuple(_slower(device, factor) for device, factor in devices),
-        links=tuple(replace(link, bits_per_s=link.bits_per_s / wire[link.source]) for link in profile.links),
-    )
-
-
-def _ratio(predicted: float | None, measured: float | None) -> float:
-    return measured / predicted if predicted and measured else 1.0
+    pairs = zip(predicted_s, measured_s, strict=True)
+    factors = [measured / predicted if predicted and measured else 1.0 for predicted, measured in pairs]
+    devices = zip(profile.devices, factors, strict=True)
+    return replace(profile, devices=tuple(_slower(device, factor) for device, factor in devices))
 
 
 def _slower(device: Device, factor: float) -> Device:

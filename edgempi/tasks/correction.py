@@ -8,7 +8,7 @@ from typing import Any
 
 from edgempi.cluster.profile import ClusterProfile
 from edgempi.cluster.profile_text import profile_to_yaml
-from edgempi.cluster.recalibrate import Busy, recalibrate
+from edgempi.cluster.recalibrate import recalibrate
 from edgempi.config.files import write_atomic
 from edgempi.config.schema import Config
 from edgempi.errors import UserError
@@ -51,6 +51,5 @@ def save_corrected(config: Config, ways: Sequence[Mapping[str, Any]]) -> str | N
     return str(path)
 
 
-def _sum(devices: Any) -> Busy:
-    # Links are left alone: how long a link was busy is not seen from outside it.
-    return Busy(sum(device["compute_s"] for device in devices))
+def _sum(devices: Any) -> float:
+    return float(sum(device["compute_s"] for device in devices))
