@@ -273,6 +273,8 @@ def _how(records: Sequence[Record]) -> str:
         "says so, width never.",
         "Whether a way fits is decided by running it once, whole, with bf16 weights under the real limit: `OOM` is a "
         "rank killed by the kernel; `OOM*` beside a figure says that it was timed with the limit lifted.",
+        "`auto` was planned for the depth that was timed, without a memory limit: whole, its plan may not fit. OPT-L "
+        "has 32 heads, as published with the model; the slides say 16.",
     ]
     return "\n\n".join(lines)
 
