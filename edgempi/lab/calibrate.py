@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,8 +116,15 @@ def probes(hosts: Sequence[str]) -> Iterator[Probes]:
         waits = [Thread(target=asked.answer, args=(host,), daemon=True) for host in hosts]
         for wait in waits:
             wait.start()
+        end = time.monotonic() + START_S
         for wait in waits:
-            wait.join(START_S)
+            wait.join(max(0.0, end - time.monotonic()))
+        late = [host for host, wait in zip(hosts, waits, strict=True) if wait.is_alive()]
+        if late:
+            raise UserError(
+                f"lab: probe on {late[0]}", value=f"not ready after {START_S:.0f} s",
+                rule="it imports what a rank imports, at the device's speed", remedy="Raise cluster.lab.time_scale",
+            )  # fmt: skip
         yield asked
     finally:
         for process in processes.values():

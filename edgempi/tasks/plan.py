@@ -76,7 +76,8 @@ def _print_reasons(console: Console, reasons: dict[str, Any]) -> None:
     console.print(table("Blocks (one prefill, all layers)", columns, body, words=2))
     if reasons["total_s"] is None:
         console.print(
-            "Times need a profile: edgempi profile task.save=profile.yaml, then cluster.profile=profile.yaml.\n"
+            "Times need a profile, made with weights of the same dtype: edgempi profile task.save=profile.yaml, then "
+            "cluster.profile=profile.yaml.\n"
         )
     else:
         console.print(
