@@ -16,7 +16,7 @@ from torch import Tensor
 EAGER_POLL_S = 0.0002
 """How long a wait yields its core between polls before it starts to sleep. On a device with a processor quota every
 poll is taken from the products that follow: with 2 ms, a ring under computation takes 10 % longer."""
-POLL_S = 0.0002
+POLL_S = 0.0001
 """How long it then sleeps between polls: a wait never spins on a core that another rank may need."""
 
 
