@@ -13,10 +13,7 @@ dearer than their share.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-
-from edgempi.config.schema import ClusterConfig
-from edgempi.errors import UserError
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -147,30 +144,3 @@ class ClusterProfile:
     def link(self, source: int, target: int) -> Link:
         """The measured link from one rank to another."""
         return next(link for link in self.links if (link.source, link.target) == (source, target))
-
-    @classmethod
-    def from_config(cls, config: ClusterConfig) -> ClusterProfile:
-        """The profile that the user described, with what was measured where `cluster.profile` names a file.
-
-        Hosts, speeds and budgets are the configuration's: they may change after the measuring.
-
-        Raises:
-            UserError: the file cannot be read, is no profile, or was measured on other devices.
-        """
-        named = config.named_devices()
-        described = cls(tuple(Device(n, d.host, d.speed, d.memory_budget_bytes) for n, d in named.items()))
-        if config.profile is None:
-            return described
-        from edgempi.cluster.profile_text import load_profile  # which imports this module
-
-        measured = load_profile(config.profile)
-        names = [device.name for device in measured.devices]
-        if names != list(named):
-            raise UserError(
-                f"cluster.profile {config.profile}", value=f"measured on {', '.join(names) or 'no device'}",
-                rule=f"the cluster is {', '.join(named)}, in this order",
-                remedy="Measure this cluster with edgempi profile, or choose the cluster that it was made for",
-            )  # fmt: skip
-        pairs = zip(described.devices, measured.devices, strict=True)
-        devices = tuple(replace(device, times=found.times, memory=found.memory) for device, found in pairs)
-        return replace(measured, devices=devices)

@@ -108,14 +108,7 @@ class CollectiveScatter:
     def sum(self, tile: Tile, meanwhile: Callable[[], None]) -> Tensor:
         """The sum of an own tile (B, S, D) in fp32; waits until it is complete, and calls `meanwhile` while it does."""
         post, j = self._post, self._tiles[self._post.rank].index(tile)
-
-        def complete() -> bool:
-            meanwhile()
-            return post.done([self._chunks[j]])
-
-        if not complete():
-            with post.traffic.within(self._unit):
-                post.wait(complete, "reduce-scatter", [rank for rank in range(post.size) if rank != post.rank])
+        self._until([self._chunks[j]], meanwhile)
         ring = [(post.rank + step) % post.size for step in range(1, post.size)]
         addends = [self._wire.decode(self._arriving[j][rank], self._shape(tile)) for rank in ring]
         total = addends[0].float()
@@ -125,10 +118,12 @@ class CollectiveScatter:
 
     def finish(self, meanwhile: Callable[[], None]) -> None:
         """Complete the exchanges that bring nothing to this device; to be called when the own sums are taken."""
+        self._until(self._chunks, meanwhile)
 
+    def _until(self, requests: Sequence[Any], meanwhile: Callable[[], None]) -> None:
         def complete() -> bool:
             meanwhile()
-            return self._post.done(self._chunks)
+            return self._post.done(requests)
 
         if not complete():
             others = [rank for rank in range(self._post.size) if rank != self._post.rank]

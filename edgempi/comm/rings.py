@@ -137,24 +137,18 @@ class RingScatter:
 
     def sum(self, tile: Tile, meanwhile: Callable[[], None]) -> Tensor:
         """The sum of an own tile (B, S, D) in fp32; waits until it is complete, and calls `meanwhile` while it does."""
-
-        def complete() -> bool:
-            self.poll()
-            meanwhile()
-            return tile in self._sums
-
-        if not complete():
-            with self._post.traffic.within(self._unit):
-                self._post.wait(complete, "reduce-scatter", [self._post.before])
+        self._until(lambda: tile in self._sums, meanwhile)
         return self._sums.pop(tile)
 
     def finish(self, meanwhile: Callable[[], None]) -> None:
         """Pass on what is still to come for others; to be called when the own sums are taken."""
+        self._until(lambda: not self._waiting, meanwhile)
 
+    def _until(self, holds: Callable[[], bool], meanwhile: Callable[[], None]) -> None:
         def complete() -> bool:
             self.poll()
             meanwhile()
-            return not self._waiting
+            return holds()
 
         if not complete():
             with self._post.traffic.within(self._unit):

@@ -65,13 +65,6 @@ def set_link(host: str, up: bool) -> None:
     run_tool("ip", "-n", namespace(SWITCH), "link", "set", _port(host), "up" if up else "down")
 
 
-def bytes_sent_received(host: str) -> tuple[int, int]:
-    """What has passed a device's interface since it was made, headers included."""
-    where = f"/sys/class/net/{INTERFACE}/statistics"
-    said = run_tool("ip", "netns", "exec", namespace(host), "cat", f"{where}/tx_bytes", f"{where}/rx_bytes").split()
-    return int(said[0]), int(said[1])
-
-
 def found_namespaces() -> list[str]:
     """The namespaces of a lab, or of the remains of one, on this machine."""
     with suppress(OSError):

@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 import edgempi
-from edgempi.cluster.profile import ClusterProfile
+from edgempi.cluster.known import known_profile
 from edgempi.comm import World
 from edgempi.config.schema import ClusterConfig, Config
 from edgempi.inference.floor import muted
@@ -203,7 +203,7 @@ def _payload_bits_per_s(cluster: ClusterConfig, rank: int, ranks: int) -> float 
     if cluster.lab is not None:
         line = describe(cluster).link_bits_per_s
         return None if line is None else line / HEADERS
-    profile = ClusterProfile.from_config(cluster)
+    profile = known_profile(cluster)
     return profile.link(rank, (rank + 1) % ranks).bits_per_s if profile.links else None
 
 

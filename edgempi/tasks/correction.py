@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgempi.cluster.profile import ClusterProfile
+from edgempi.cluster.known import known_profile
 from edgempi.cluster.profile_text import profile_to_yaml
 from edgempi.cluster.recalibrate import recalibrate
 from edgempi.config.files import write_atomic
@@ -42,7 +42,7 @@ def save_corrected(config: Config, ways: Sequence[Mapping[str, Any]]) -> str | N
     known = [way for way in ways if way["predicted"] is not None and way["measured"] is not None]
     if config.task.save is None or not known:
         return None
-    profile = ClusterProfile.from_config(config.cluster)
+    profile = known_profile(config.cluster)
     predicted = [_sum(way["predicted"]["devices"][rank] for way in known) for rank in range(profile.size)]
     measured = [_sum(way["measured"]["ranks"][rank] for way in known) for rank in range(profile.size)]
     note = f"Corrected by {len(known)} ways of sharing {config.model.path}, {config.data.length} tokens."

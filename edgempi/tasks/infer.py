@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
 
-from edgempi.cluster.profile import ClusterProfile
+from edgempi.cluster.known import known_profile
 from edgempi.comm import World, lone_world
 from edgempi.config.schema import Config, ParallelConfig, PlannerConfig, Sharing
 from edgempi.errors import UserError
@@ -81,7 +81,7 @@ def run(job: Job, world: World) -> dict[str, Any]:
             "load_s": loaded.load_s,
             "linear_route": loaded.runner.route,
             **world.traffic.as_dict(),
-            **rank_times(world, sum(seconds), ClusterProfile.from_config(config.cluster)),
+            **rank_times(world, sum(seconds), known_profile(config.cluster)),
         }
     )
     write_trace(world, trace, [row["device"] for row in payload["plan"]])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import edgempi
+from edgempi.cluster.known import known_profile
 from edgempi.cluster.profile import ClusterProfile
 from edgempi.comm import World
 from edgempi.config.schema import Config, Overlap, ParallelConfig, PlannerName, Sharing
@@ -76,7 +77,7 @@ def plan_job(config: Config, spec: ModelSpec, work: Workload) -> ModelJob:
     Raises:
         UserError: the plan does not fit the model, the devices or their memory.
     """
-    cluster = ClusterProfile.from_config(config.cluster)
+    cluster = known_profile(config.cluster)
     program, ranking = _program(config, spec, cluster, work)
     names = [device.name for device in cluster.devices]
     if len(program.prefill.devices) != cluster.size:

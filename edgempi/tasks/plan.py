@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from edgempi.cluster.profile import ClusterProfile
+from edgempi.cluster.known import known_profile
 from edgempi.config.files import write_atomic
 from edgempi.config.schema import Config
 from edgempi.errors import UserError
@@ -53,7 +53,7 @@ def report(result: dict[str, Any], console: Console) -> None:
 
 def _reasons(config: Config, job: ModelJob) -> dict[str, Any]:
     """What each block takes on each device in a prefill, and what was rejected, where a planner looked at more."""
-    profile = ClusterProfile.from_config(config.cluster)
+    profile = known_profile(config.cluster)
     plan = job.program.prefill
     timed = profile.measured and profile.weight_dtype == plan.weight_dtype
     latency = predict_latency(plan, job.spec, job.work, profile) if timed else None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from edgempi.cluster.profile import ClusterProfile
+from edgempi.cluster.known import known_profile
 from edgempi.config.check import check_config
 from edgempi.config.schema import (
     ClusterConfig,
@@ -129,7 +129,7 @@ def _without_budgets(cluster: ClusterConfig) -> ClusterConfig:
 
 
 def _predict(job: ModelJob, cluster: ClusterConfig) -> dict[str, Any] | None:
-    profile = ClusterProfile.from_config(cluster)
+    profile = known_profile(cluster)
     if not profile.measured or profile.weight_dtype != job.program.prefill.weight_dtype:
         return None
     latency = predict_latency(job.program.prefill, job.spec, job.work, profile)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgempi.cluster.profile import ClusterProfile
+from edgempi.cluster.known import known_profile
 from edgempi.config.schema import ClusterConfig
 
 pytestmark = pytest.mark.mpi
@@ -19,7 +19,7 @@ def test_a_profile_is_measured_saved_and_used(run_edgempi, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["saved"] == str(path)
-    found = ClusterProfile.from_config(ClusterConfig(ranks=2, profile=str(path)))
+    found = known_profile(ClusterConfig(ranks=2, profile=str(path)))
     assert found.measured
     assert found.weight_dtype == "fp32"
     for device, said in zip(found.devices, result["devices"], strict=True):

@@ -9,6 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgempi.cluster.known import known_profile
 from edgempi.cluster.profile import ClusterProfile, Device, DeviceMemory, DeviceTimes, ElementTime, LinearTime, Link
 from edgempi.cluster.profile_text import profile_from_yaml, profile_to_dict, profile_to_yaml
 from edgempi.config.schema import ClusterConfig, DeviceConfig
@@ -108,7 +109,7 @@ def _config(path: Path, *names: str) -> ClusterConfig:
 def test_the_configuration_brings_measured_times(tmp_path: Path) -> None:
     path = tmp_path / "profile.yaml"
     path.write_text(profile_to_yaml(example()))
-    found = ClusterProfile.from_config(_config(path, "big", "small"))
+    found = known_profile(_config(path, "big", "small"))
     assert found.measured
     assert found.weight_dtype == "fp32"
     assert found.links == example().links
@@ -122,15 +123,15 @@ def test_a_profile_of_other_devices(tmp_path: Path, names: tuple[str, ...]) -> N
     path = tmp_path / "profile.yaml"
     path.write_text(profile_to_yaml(example()))
     with pytest.raises(UserError, match="measured on big, small; the cluster is"):
-        ClusterProfile.from_config(_config(path, *names))
+        known_profile(_config(path, *names))
 
 
 def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere.yaml: No such file"):
-        ClusterProfile.from_config(_config(tmp_path / "nowhere.yaml", "big"))
+        known_profile(_config(tmp_path / "nowhere.yaml", "big"))
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"bytes: not a text file"):
-        ClusterProfile.from_config(_config(tmp_path / "bytes", "big"))
+        known_profile(_config(tmp_path / "bytes", "big"))
     (tmp_path / "other.yaml").write_text("format: 1\n")
     with pytest.raises(UserError, match=r"other.yaml: profile file"):
-        ClusterProfile.from_config(_config(tmp_path / "other.yaml", "big"))
+        known_profile(_config(tmp_path / "other.yaml", "big"))
