@@ -21,6 +21,7 @@ class Sharing(StrEnum):
     tensor = "tensor"
     sequence = "sequence"
     hybrid = "hybrid"
+    heads = "heads"
 
 
 class PlannerName(StrEnum):

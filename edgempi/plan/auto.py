@@ -18,7 +18,7 @@ from itertools import combinations
 from edgempi.cluster.profile import ClusterProfile
 from edgempi.config.schema import ParallelConfig, PlannerConfig, PlannerName, Sharing
 from edgempi.errors import UserError
-from edgempi.plan.drafts import COLUMNS_ONLY, HEADS_ONLY, Drafts
+from edgempi.plan.drafts import COLUMNS_ONLY, Drafts
 from edgempi.plan.galaxy import plan_galaxy
 from edgempi.plan.memory import shortage
 from edgempi.plan.messages import ELEMENT_BYTES
@@ -30,7 +30,7 @@ from edgempi.plan.spec import ModelSpec
 from edgempi.plan.workload import Workload
 
 GROUP_MODES: tuple[Modes, ...] = (
-    PRESETS["hybrid"], PRESETS["tensor"], PRESETS["sequence"], HEADS_ONLY, COLUMNS_ONLY,
+    PRESETS["hybrid"], PRESETS["tensor"], PRESETS["sequence"], PRESETS["heads"], COLUMNS_ONLY,
 )  # fmt: skip
 PARTS = (2, 4, 8)
 """Into how many chunks or microbatches a pass is cut, where that is tried."""
@@ -221,7 +221,7 @@ class _Auto:
         if size == 1:
             return
         speeds = [1 / seconds for seconds in self._drafts.layer_s]
-        ways = [Sharing.tensor, Sharing.sequence, Sharing.hybrid, *([Sharing.data] if rows > 1 else [])]
+        ways = [Sharing.tensor, Sharing.sequence, Sharing.hybrid, Sharing.heads, *([Sharing.data] if rows > 1 else [])]
         parallels = [ParallelConfig(modes=[way]) for way in ways]
         for parallel in [*parallels, ParallelConfig(modes=[Sharing.single], pipeline=True)]:
             forms = self._first_forms(PRESETS[parallel.modes[0].value])

@@ -20,8 +20,6 @@ from edgempi.plan.search import FEW, Draft, Vectors
 from edgempi.plan.spec import ModelSpec
 from edgempi.plan.workload import Workload
 
-HEADS_ONLY = Modes(Connective.tokens, Block.tensor, Block.local, Table.vocabulary, Table.vocabulary)
-"""Attention by heads, the MLP whole on the own tokens: half the bytes, all MLP weights on each device."""
 COLUMNS_ONLY = Modes(Connective.tokens, Block.sequence, Block.tensor, Table.vocabulary, Table.vocabulary)
 """Attention on the own tokens with gathered keys, the MLP by columns."""
 

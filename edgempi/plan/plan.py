@@ -69,6 +69,8 @@ PRESETS: Mapping[str, Modes] = {
     "tensor": Modes(Connective.replicated, Block.tensor, Block.tensor, Table.vocabulary, Table.vocabulary),
     "sequence": Modes(Connective.tokens, Block.sequence, Block.local, Table.whole, Table.whole),
     "hybrid": Modes(Connective.tokens, Block.tensor, Block.tensor, Table.vocabulary, Table.vocabulary),
+    # Attention by heads, the MLP whole on the own tokens: half of hybrid's bytes, all MLP weights on each device.
+    "heads": Modes(Connective.tokens, Block.tensor, Block.local, Table.vocabulary, Table.vocabulary),
 }
 
 

@@ -10,7 +10,7 @@ from mpi.lab import Lab
 pytestmark = pytest.mark.mpi
 
 MODELS = ("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "t5", "bart")
-WAYS = ("data", "tensor", "sequence", "hybrid", "pipeline")
+WAYS = ("data", "tensor", "sequence", "hybrid", "heads", "pipeline")
 CELLS = [Cell("greedy", model, "single", "even", 1) for model in MODELS]
 CELLS += [
     Cell("greedy", model, way, "zero" if ranks == 4 else "even", ranks)

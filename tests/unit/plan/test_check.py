@@ -68,7 +68,7 @@ def test_a_broken_rule(plan: Plan, value: str, rule: str) -> None:
     assert str(error).count("\n") == 0
 
 
-@pytest.mark.parametrize("sharing", [Sharing.data, Sharing.tensor, Sharing.sequence, Sharing.hybrid])
+@pytest.mark.parametrize("sharing", [Sharing.data, Sharing.tensor, Sharing.sequence, Sharing.hybrid, Sharing.heads])
 def test_presets_keep_the_rules(sharing: Sharing) -> None:
     check_program(_program(sharing), SPEC)
 
