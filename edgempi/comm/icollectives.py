@@ -105,6 +105,10 @@ class CollectiveScatter:
         """Drive communication."""
         self._post.done(self._chunks)
 
+    def here(self, tile: Tile) -> bool:
+        """Drive communication; whether all addends of an own tile have arrived."""
+        return self._post.done([self._chunks[self._tiles[self._post.rank].index(tile)]])
+
     def sum(self, tile: Tile, meanwhile: Callable[[], None]) -> Tensor:
         """The sum of an own tile (B, S, D) in fp32; waits until it is complete, and calls `meanwhile` while it does."""
         post, j = self._post, self._tiles[self._post.rank].index(tile)

@@ -135,6 +135,11 @@ class RingScatter:
             self._arrived[tile] = self._waiting.pop(tile).buffer
             self._settle(tile)
 
+    def here(self, tile: Tile) -> bool:
+        """Drive communication; whether the sum of an own tile is complete."""
+        self.poll()
+        return tile in self._sums
+
     def sum(self, tile: Tile, meanwhile: Callable[[], None]) -> Tensor:
         """The sum of an own tile (B, S, D) in fp32; waits until it is complete, and calls `meanwhile` while it does."""
         self._until(lambda: tile in self._sums, meanwhile)

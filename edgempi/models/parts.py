@@ -18,6 +18,12 @@ from edgempi.ops.linear import Poll, nothing
 
 Take: TypeAlias = Callable[[Poll], Tensor]
 """Waits for a tile (B, s, D), driving in the meantime what it is given."""
+Here: TypeAlias = Callable[[int], bool]
+"""Whether a tile can be had without waiting for a message."""
+
+
+def _always(index: int) -> bool:
+    return True
 
 
 class Parts:
@@ -28,10 +34,21 @@ class Parts:
         rows: B.
         width: D.
         dtype: of the tiles.
+        here: whether a tile is there, of which all before it are.
+        drive: helps the messages along that are still to come.
     """
 
-    def __init__(self, takes: Sequence[Take], rows: int, width: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        takes: Sequence[Take],
+        rows: int,
+        width: int,
+        dtype: torch.dtype,
+        here: Here = _always,
+        drive: Poll = nothing,
+    ) -> None:
         self.rows, self.width, self.dtype = rows, width, dtype
+        self._is_here, self._drive = here, drive
         self._takes = list(reversed(takes))  # those not called yet, and so what they hold on to
         self._tiles: list[Tensor] = []
         self._count = len(takes)
@@ -51,6 +68,10 @@ class Parts:
             self._tiles.append(self._takes.pop()(poll))
         return self._tiles[index]
 
+    def here(self, index: int) -> bool:
+        """Whether a tile can be had without waiting for a message."""
+        return index < len(self._tiles) or self._is_here(index)
+
     def whole(self) -> Tensor:
         """All of it; waits."""
         self.tile(self._count - 1)
@@ -64,16 +85,45 @@ class Parts:
         def change_one(index: int) -> Take:
             return lambda poll: change(self.tile(index, poll))
 
-        return Parts([change_one(index) for index in range(self._count)], self.rows, self.width, self.dtype)
+        return self._made_of([change_one(index) for index in range(self._count)])
+
+    def map_runs(self, change: Callable[[Tensor, Poll], Tensor]) -> Parts:
+        """As `map`, for a change that is dear to start: it gets the tiles that are here at its start in one piece.
+
+        Args:
+            change: works out a run of tiles, and calls what it is given from time to time meanwhile.
+        """
+        changed: list[Tensor] = []
+
+        def change_run(index: int) -> Take:
+            def take(poll: Poll) -> Tensor:
+                if index == len(changed):
+                    run = [self.tile(index, poll)]
+                    while (after := index + len(run)) < self._count and self.here(after):
+                        run.append(self.tile(after, poll))
+
+                    def drive() -> None:
+                        poll()
+                        self._drive()
+
+                    whole = run[0] if len(run) == 1 else torch.cat(run, dim=1)
+                    changed.extend(change(whole, drive).split([tile.shape[1] for tile in run], dim=1))
+                return changed[index]
+
+            return take
+
+        return self._made_of([change_run(index) for index in range(self._count)])
 
     def plus(self, addend: Parts) -> Parts:
-        """The sum, in the tiles of `addend`."""
-        start = 0
+        """The sum, in the tiles of `addend`, which are as this one's where both are more than one."""
+        start, alike = 0, len(self) == len(addend)
 
         def add_one(index: int) -> Take:
             def take(poll: Poll) -> Tensor:
                 nonlocal start
                 tile = addend.tile(index, poll)
+                if alike:
+                    return self.tile(index, poll) + tile
                 stop = start + tile.shape[1]
                 total = self.whole()[:, start:stop] + tile
                 start = stop
@@ -81,4 +131,8 @@ class Parts:
 
             return take
 
-        return Parts([add_one(index) for index in range(len(addend))], self.rows, self.width, self.dtype)
+        return addend._made_of([add_one(index) for index in range(len(addend))])
+
+    def _made_of(self, takes: Sequence[Take]) -> Parts:
+        """Tiles that are here when this one's are."""
+        return Parts(takes, self.rows, self.width, self.dtype, self.here, self._drive)

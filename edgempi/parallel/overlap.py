@@ -128,8 +128,12 @@ class Overlapped(GatherScatter):
             scatter.finish(poll)
             return addend
 
-        takes = [awaited(tile) for tile in self._own] or [passed_on]
-        return Parts(takes, own.shape[0], out.outputs, own.dtype)
+        if not self._own:
+            return Parts([passed_on], own.shape[0], out.outputs, own.dtype)
+        takes = [awaited(tile) for tile in self._own]
+        return Parts(
+            takes, own.shape[0], out.outputs, own.dtype, lambda index: scatter.here(self._own[index]), scatter.poll
+        )
 
     def _gather(self, x: Parts) -> Gather:
         """Start to gather, and send the own tokens as they become known."""

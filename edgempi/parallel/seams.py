@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from edgempi.comm import Group
+from edgempi.comm.trace import COMPUTE
 from edgempi.comm.wire import Wire
 from edgempi.models.parts import Parts
 from edgempi.models.stream import Core, Inside, Project, Reach
-from edgempi.ops.linear import Linear, nothing
+from edgempi.ops.linear import Linear, Poll, nothing
 from edgempi.plan.apportion import Span
 
 
@@ -127,6 +128,19 @@ class Tokens(Whole):
         k, v = self.gather(torch.cat((k_BTE, v_BTE), dim=0)).chunk(2, dim=0)
         return k, v
 
+    def through(self, x: Parts, inside: Inside, out: Linear) -> Parts:
+        """The own tokens through a whole MLP: the first tiles, and on to who waits for them, while others still come.
+
+        Tiles that are here already go together: each product reads its weights anew.
+        """
+        trace = self._group.trace
+
+        def work(tokens: Tensor, poll: Poll) -> Tensor:
+            with trace.span(COMPUTE, "mlp own"):
+                return out(inside(tokens, poll), between=poll)
+
+        return x.map_runs(work)
+
     def pick(self, x_BSD: Tensor, index_B: Tensor) -> Tensor:
         """Each row's token comes from the device that holds it: a sum with zeros from the others."""
         start, stop = self.outer
@@ -152,6 +166,10 @@ class GatherScatter(Tokens):
     def gather_inner(self, x: Tensor) -> Tensor:
         """All tokens, from the shards."""
         return self.gather(x)
+
+    def through(self, x: Parts, inside: Inside, out: Linear) -> Parts:
+        """All tokens through the own columns."""
+        return Whole.through(self, x, inside, out)
 
     def leave(self, y: Tensor, linear: Linear) -> Tensor:
         """Multiply by this device's rows, reduce-scatter the partial sums, add the bias to the own shard."""

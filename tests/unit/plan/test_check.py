@@ -82,7 +82,8 @@ def test_an_idle_stage_is_legal() -> None:
 def test_uneven_modes_of_attention_and_mlp_are_legal() -> None:
     mixed = replace(PRESETS["hybrid"], mlp=Block.local)
     check_plan(_with(Sharing.hybrid, modes=mixed), SPEC)
-    assert mixed.name == "tokens/tensor/local"
+    assert mixed == PRESETS["heads"]
+    assert replace(mixed, mlp=Block.tensor, attention=Block.sequence).name == "tokens/sequence/tensor"
     assert mixed.connective == Connective.tokens
 
 
