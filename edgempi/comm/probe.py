@@ -22,6 +22,8 @@ CLOCK_REPEATS = 20
 STREAM_S = 0.5
 """How long all ranks stream to their peers at each distance in the ring."""
 FEWEST_MESSAGES, MOST_MESSAGES = 4, 64
+TILE_BYTES, MOST_TILES, MOVING_ROUNDS = 2**18, 500, 3
+"""What is sent while computing: as large as a tile of a few dozen tokens."""
 UNDER_WAY = 2
 """Messages that are under way together in one direction, so that the wire never waits for a rank to answer."""
 FLOAT_BYTES = 4
@@ -69,6 +71,38 @@ def shared_links(world: World, distance: int) -> list[dict[str, Any]]:
     return sorted(world.all_gather_json(mine), key=lambda link: link["source"])
 
 
+def moving_s(world: World, work: Callable[[], object], bits_per_s: float) -> float:
+    """What it takes from computing to send a byte and receive another. Collective: every rank.
+
+    Every rank computes while it streams to the next one, and then as much without: copies, the library's and the
+    kernel's work on both sides are the difference, under this library and over these links.
+
+    Args:
+        world: all ranks.
+        work: a piece of computing of some milliseconds; communication is polled after each.
+        bits_per_s: of the slowest link, which says how much is sent; equal on all ranks.
+
+    Returns:
+        Seconds for each byte sent and received, of this rank.
+    """
+    count = min(MOST_TILES, max(FEWEST_MESSAGES, round(STREAM_S * bits_per_s / 8 / TILE_BYTES)))
+    more_s = 0.0
+    work()
+    for _ in range(MOVING_ROUNDS):
+        world.barrier()
+        stream, calls, start = _Stream(world, 1, TILE_BYTES, count), 0, time.perf_counter()
+        while not stream.drive():
+            work()
+            calls += 1
+        more_s += time.perf_counter() - start
+        world.barrier()
+        start = time.perf_counter()
+        for _ in range(calls):
+            work()
+        more_s -= time.perf_counter() - start
+    return max(0.0, more_s) / (MOVING_ROUNDS * count * TILE_BYTES)
+
+
 def clock_offsets(world: World, clock: Callable[[], float] = time.time) -> list[float]:
     """Seconds that each rank's `clock` is ahead of rank 0's. Collective: every rank; the result counts on rank 0.
 
@@ -114,15 +148,33 @@ def _stream_s(world: World, distance: int, nbytes: int, count: int) -> float:
 
     Sending and receiving go on independently of each other: a slow link out does not slow the link in.
     """
-    box = Region((0, 1), (0, 1), (0, nbytes // FLOAT_BYTES))
-    after, before = (world.rank + distance) % world.size, (world.rank - distance) % world.size
-    sent = torch.zeros(box.shape)
-    leaving = _Queue(count, lambda: world.begin_transfer({world.rank: box}, {after: box}, FP32).send(sent))
-    arriving = _Queue(count, lambda: world.begin_transfer({before: box}, {world.rank: box}, FP32).receives)
+    stream = _Stream(world, distance, nbytes, count)
     start = time.perf_counter()
-    where = f"rank {world.rank} on {world.host} streams to rank {after} and from rank {before}"
-    wait_until(lambda: arriving.drive() & leaving.drive(), world.timeout_s, lambda s: f"{where}, {s:.0f} s")
-    return arriving.landed_s[-1] - (arriving.landed_s[0] if count > 1 else start)
+    stream.finish()
+    return stream.landed_s[-1] - (stream.landed_s[0] if count > 1 else start)
+
+
+class _Stream:
+    """Messages to the rank `distance` after this one, and as many from the one as far before. Collective."""
+
+    def __init__(self, world: World, distance: int, nbytes: int, count: int) -> None:
+        box = Region((0, 1), (0, 1), (0, nbytes // FLOAT_BYTES))
+        after, before = (world.rank + distance) % world.size, (world.rank - distance) % world.size
+        sent = torch.zeros(box.shape)
+        self._world = world
+        self._leaving = _Queue(count, lambda: world.begin_transfer({world.rank: box}, {after: box}, FP32).send(sent))
+        self._arriving = _Queue(count, lambda: world.begin_transfer({before: box}, {world.rank: box}, FP32).receives)
+        self._where = f"rank {world.rank} on {world.host} streams to rank {after} and from rank {before}"
+        self.landed_s = self._arriving.landed_s
+        """When each message was here."""
+
+    def drive(self) -> bool:
+        """Drive communication; whether all has left and arrived."""
+        return self._arriving.drive() & self._leaving.drive()
+
+    def finish(self) -> None:
+        """Wait for the end."""
+        wait_until(self.drive, self._world.timeout_s, lambda s: f"{self._where}, {s:.0f} s")
 
 
 class _Queue:

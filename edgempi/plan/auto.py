@@ -42,6 +42,9 @@ FINALISTS_OF_MANY, REFINEMENTS_OF_MANY, SUBTILES_OF_MANY = 1, 12, 2
 
 
 EXACTNESS = ("fp32", "bf16", "int8")
+NOT_ALL_REDUCED = "int8"
+"""An all-reduce rounds the whole stream at every step, where token shards keep their own tokens: 1.2 % of the output's
+norm on four devices (OPT-XL's width), where one per cent is what is allowed."""
 WORTH_ROUNDING = 0.03
 """The share of time that a coarser form of travelling must save to be worth its rounding."""
 
@@ -104,6 +107,11 @@ def plan_auto(spec: ModelSpec, work: Workload, cluster: ClusterProfile, weight_d
     return Choice(program, (chosen, *ranking[1:]), search.evaluations)
 
 
+def lightest(wires: Sequence[str]) -> str:
+    """The form of travelling with the fewest bytes."""
+    return min(wires, key=lambda wire: ELEMENT_BYTES[wire])
+
+
 def _exact_enough(search: Search, fastest: Tried, wires: Sequence[str]) -> Tried:
     """The fastest plan, in the most exact form of travelling that costs it no more than `WORTH_ROUNDING`."""
     for wire in sorted(wires, key=EXACTNESS.index):
@@ -119,10 +127,10 @@ class _Auto:
     def __init__(self, search: Search, weight_dtype: str, allowed: Allowed) -> None:
         self._search, self._allowed = search, allowed
         self._spec, self._work, self._cluster = search.spec, search.work, search.cluster
-        lightest = min(allowed.wires, key=lambda wire: ELEMENT_BYTES[wire])
         self._plain = Forms(
-            weight_dtype=weight_dtype, wire_dtype=lightest, overlap="blocking", column_blocks=allowed.column_blocks[1]
-        )
+            weight_dtype=weight_dtype, wire_dtype=lightest(allowed.wires), overlap="blocking",
+            column_blocks=allowed.column_blocks[1],
+        )  # fmt: skip
         self._drafts = Drafts(self._spec, self._work, self._cluster, self._plain)
         self._pipes = Pipes(self._drafts, self._spec, self._work)
         self._scored: list[tuple[Score, Draft]] = []
@@ -177,7 +185,13 @@ class _Auto:
         return self._spec.enc is None and all(stack.causal for stack in self._spec.stacks.values())
 
     def _first_forms(self, modes: Modes) -> Forms:
-        return next(iter(self._forms(modes, [self._plain.wire_dtype])))
+        return next(iter(self._forms(modes, [lightest(self._wires(modes))])))
+
+    def _wires(self, modes: Modes) -> list[str]:
+        """In what a group of these modes may send."""
+        wires = [wire for wire in self._allowed.wires if wire != NOT_ALL_REDUCED]
+        summed = modes.connective == Connective.replicated and Block.tensor in (modes.attention, modes.mlp)
+        return wires if summed and wires else list(self._allowed.wires)
 
     def _forms(self, modes: Modes, wires: Sequence[str]) -> list[Forms]:
         """Every allowed form, the one that is usually best first."""
@@ -206,7 +220,7 @@ class _Auto:
         """The draft in its best form: first how communication is driven, then in what it travels."""
         stage = max(draft.plan.stages, key=lambda stage: len(stage.units))
         driven = self._fastest(draft, self._forms(stage.modes, [draft.forms.wire_dtype]))
-        return self._fastest(driven, [replace(driven.forms, wire_dtype=wire) for wire in self._allowed.wires])
+        return self._fastest(driven, [replace(driven.forms, wire_dtype=wire) for wire in self._wires(stage.modes)])
 
     def _fastest(self, draft: Draft, forms: Sequence[Forms]) -> Draft:
         if len(forms) == 1:

@@ -121,13 +121,18 @@ class _Pass:
                     ring.run([device.head(one) for device in devices])
                 continue
             if is_layer(unit):
-                ring.repeat([device.layer(name) for device in devices], times)
+                first = again = [device.layer(name) for device in devices]
+                if times > 1 and any(device.waits for device in devices):
+                    again = [device.layer(name) for device in devices]
+                ring.repeat(first, again, times)
             elif part == "embed":
                 ring.run([device.embedding(name) for device in devices])
             else:
                 ring.run([device.norm(name) for device in devices])
             if ends_encoder(self._spec, unit) and reads_whole_memory(stage):
                 ring.run([device.publish(name) for device in devices])
+        if any(device.waits for device in devices):
+            ring.run([device.end() for device in devices])
 
     def _passing(self, chunk: Span) -> dict[str, Span]:
         spans = {name: (0, self._work.of(self._spec, name)) for name in self._spec.stacks}

@@ -8,13 +8,18 @@ Overlapped hybrid blocks (Galaxy, arXiv 2405.17245, tile-based overlap, with the
     MLP         up-projection of the own tokens; then for each tile as it arrives up and down, given; last the down-
                 projection of the own tokens
 
+Their own sums are not awaited at their end but tile by tile where the stream is read next, be it in the next unit: then
+a tile goes through the connective block, and through an MLP that is whole on the own tokens, and leaves for the next
+all-gather before the next tile is awaited. Tiles of one owner that are here at the same time go through products
+together: each reads its weights anew.
+
 `icollective` is taken to last as long as `ring`: the same bytes on the same links. What steps cost is `plan/steps.py`.
 Left out: what rotary positions, masks and copies take beside the fits of a profile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from edgempi.cluster.profile import ClusterProfile
 from edgempi.plan.apportion import Span, length
@@ -22,7 +27,7 @@ from edgempi.plan.plan import Block, Plan, Stage, Table
 from edgempi.plan.simulate import Program
 from edgempi.plan.spec import ModelSpec, Stack
 from edgempi.plan.steps import Steps
-from edgempi.plan.tiles import arrivals
+from edgempi.plan.tiles import Tile, arrivals
 
 
 def programs(
@@ -47,6 +52,7 @@ class UnitProgram(Steps):
     def embedding(self, name: str) -> Program:
         """Of the unit that turns the ids of stack `name` into its stream."""
         self._begin("embedding")
+        self._settle()
         stack = self._spec.stacks[name]
         table, total = stack.embedding, length(self._passing[name])
         own = length(self._own(name))
@@ -59,7 +65,7 @@ class UnitProgram(Steps):
         return self._steps
 
     def layer(self, name: str) -> Program:
-        """Of any layer of a stack: its layers are alike."""
+        """Of a layer of a stack: its layers are alike, but for sums of the one before that the first need not await."""
         self._begin("attention")
         stack = self._spec.stacks[name]
         self._attention(name, stack, name)
@@ -76,18 +82,27 @@ class UnitProgram(Steps):
     def norm(self, name: str) -> Program:
         """Of a stack's final norm."""
         self._begin("connective")
-        self._element(length(self._own(name)) * self._spec.stacks[name].width)
+        self._connective(name, self._spec.stacks[name])
+        self._settle()
+        return self._steps
+
+    def end(self) -> Program:
+        """Of what a stage still awaits after its last unit."""
+        self._begin("handover")
+        self._settle()
         return self._steps
 
     def publish(self, name: str) -> Program:
         """Of the gathering of the encoder's output where decoder layers read all of it."""
         self._begin("handover")
+        self._settle()
         self._gather(name, self._spec.stacks[name].width)
         return self._steps
 
     def head(self, one_token: bool) -> Program:
         """Of the head; `one_token`: each row's one token is asked for."""
         self._begin("head")
+        self._settle()
         head, name = self._spec.head, self._spec.last
         width = self._spec.stacks[name].width
         one = one_token or head.select != "all"
@@ -128,18 +143,21 @@ class UnitProgram(Steps):
             self._product(tokens, stack.width, heads * size)
 
         split = self._stage.modes.attention == Block.tensor
+        if crossing:
+            self._settle()
         if crossing and (split or not self._tokens_mode) and self._passing[name][0] == 0:
             self._product(keys, 2 * kv * size, stack.width)
         if split and self._tokens_mode and self._overlapped and not crossing:
             self._tiled_attention(name, stack, qkv, causal, core, leave)
             return
+        self._settle()
         if self._tokens_mode and not split:
             own = self._own(name)
             self._product(length(own), qkv, stack.width)
             if crossing and self._passing[name][0] == 0:
                 self._product(length(self._own(source)), 2 * kv * size, stack.width)
             if not crossing or self._passing[name][0] == 0:
-                self._gather(source, 2 * stack.kv_heads * size)
+                self._gather(source, stack.kv_heads * size, kinds=2)
             core(own, own[1] if causal else keys)
             leave(length(own))
             return
@@ -164,30 +182,32 @@ class UnitProgram(Steps):
         tiles, first = self._tiles(name), self._passing[name][0]
         keys = self._passing[name][1]
         base = self._start_gather(tiles, stack.width)
-        own_tokens = sum(tile.tokens for tile in tiles[self._place])
-        self._product(own_tokens, qkv, stack.width)
-        order = arrivals(tiles, self._place)
+        self._product(sum(tile.tokens for tile in tiles[self._place]), qkv, stack.width)
         sums = self._new_keys(tiles)
-        take_in = list(order)
+        taken = {owner: 0 for owner, own in enumerate(tiles) if own and owner != self._place}
+
+        def project(run: Sequence[Tile]) -> None:
+            self._product(sum(tile.tokens for tile in run), qkv, stack.width)
 
         def needs(stop: int) -> None:
             """Take in the tiles that queries up to `stop` look at."""
-            for late in [tile for tile in take_in if not causal or tile.span[0] < stop]:
-                self._take(base, late, stack.width)
-                self._product(late.tokens, qkv, stack.width)
-                take_in.remove(late)
+            for owner in sorted(taken, key=lambda owner: (self._place - owner) % self._size):
+                least = sum(not causal or tile.span[0] < stop for tile in tiles[owner])
+                if least > taken[owner]:
+                    taken[owner] = least
+                    self._take_in(base, tiles[owner], least, stack.width, project)
 
         def from_core(start: int, stop: int) -> None:
             core((first + start, first + stop), first + stop if causal else keys)
             leave(stop - start)
 
-        for tile in order:
+        for tile in arrivals(tiles, self._place):
             needs(tile.span[1])
             from_core(*tile.span)
             self._give(sums, tile, stack.width)
         needs(self._passing[name][1])
         from_core(*self._stage.token_spans(length(self._passing[name]))[self._place])
-        self._finish_sums(sums, tiles, stack.width)
+        self._leave_sums(sums, tiles[self._place], stack.width)
 
     def _mlp(self, name: str, stack: Stack) -> None:
         columns = length(self._share.mlp_columns[name])
@@ -198,14 +218,32 @@ class UnitProgram(Steps):
             base = self._start_gather(tiles, stack.width)
             self._product(sum(tile.tokens for tile in tiles[self._place]), up, stack.width)
             sums = self._new_keys(tiles)
-            for tile in arrivals(tiles, self._place):
-                self._take(base, tile, stack.width)
-                self._product(tile.tokens, up, stack.width)
-                self._product(tile.tokens, stack.width, columns)
-                self._give(sums, tile, stack.width)
+
+            def through(run: Sequence[Tile]) -> None:
+                tokens = sum(tile.tokens for tile in run)
+                self._product(tokens, up, stack.width)
+                self._product(tokens, stack.width, columns)
+                for tile in run:
+                    self._give(sums, tile, stack.width)
+
+            for step in range(1, self._size):
+                if owned := tiles[(self._place - step) % self._size]:
+                    self._take_in(base, owned, len(owned), stack.width, through)
             self._product(sum(tile.tokens for tile in tiles[self._place]), stack.width, columns)
-            self._finish_sums(sums, tiles, stack.width)
+            self._leave_sums(sums, tiles[self._place], stack.width)
             return
+        if self._pending is not None and not split:
+
+            def alone(run: Sequence[Tile]) -> None:
+                self._block = "mlp"
+                tokens = sum(tile.tokens for tile in run)
+                self._product(tokens, up, stack.width)
+                self._product(tokens, stack.width, columns)
+
+            self._pending.work.append(alone)
+            self._pending.together = True
+            return
+        self._settle()
         if split and self._tokens_mode:
             self._gather(name, stack.width)
         tokens = length(self._passing[name]) if split else length(self._own(name))
@@ -215,5 +253,13 @@ class UnitProgram(Steps):
             self._sum_out(name, stack.width)
 
     def _connective(self, name: str, stack: Stack) -> None:
+        def work(run: Sequence[Tile]) -> None:
+            self._block = "connective"
+            for tile in run:
+                self._element(tile.tokens * stack.width)
+
+        if self._pending is not None:
+            self._pending.work.append(work)
+            return
         self._block = "connective"
         self._element(length(self._own(name)) * stack.width)

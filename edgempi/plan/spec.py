@@ -8,6 +8,7 @@ to the ranks as JSON and they need neither the configuration nor transformers.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 
@@ -138,7 +139,7 @@ class ModelSpec:
         """The name of the stack that the head reads."""
         return list(self.stacks)[-1]
 
-    @property
+    @cached_property
     def units(self) -> tuple[str, ...]:
         """All units in order: what a plan's stages cut into runs."""
         names: list[str] = []

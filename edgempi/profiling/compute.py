@@ -28,7 +28,6 @@ from edgempi.plan.spec import ModelSpec
 from edgempi.profiling.fit import Elements, Product, Residuals, fit_elements, fit_linear
 from edgempi.profiling.layer import LayerShare, TimedRoute, layer_elements
 from edgempi.profiling.stopwatch import Stopwatch
-from edgempi.profiling.transport import Loop
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 ROWS = (0.125, 0.25, 0.5, 1.0)
@@ -58,7 +57,7 @@ class Compute:
     """What a device takes.
 
     Attributes:
-        times: the fits.
+        times: the fits; what moving bytes takes is measured with the links.
         residuals: of each fit.
         blocks: the check: whole blocks beside the sum of their fits.
         slowdown: wall seconds per processor second (1 where only the wall clock was used).
@@ -151,7 +150,6 @@ class _Bench:
         self._cores, self._causal = Series(), Series()
         self._blocks = {"attention": Series(), "mlp": Series()}
         self._wires = {wire.value: Series() for wire in WireDtype}
-        self._transport = Series()
 
     def round(self) -> None:
         """Every share at every number of rows once, and every form of travelling."""
@@ -162,7 +160,6 @@ class _Bench:
                 self._layer(layers[self._turn % len(layers)], share, rows, x)
             for name, series in self._wires.items():
                 series.add((float(x.numel()),), self._codec(name, x))
-            self._transport.add((4.0 * x.numel(),), self._moved(x))
 
     def _layer(self, layer: LayerShare, share: float, rows: int, x: Tensor) -> None:
         stream = self._streams.setdefault((share, rows), layer.stream(rows))
@@ -201,30 +198,17 @@ class _Bench:
         once()  # touches fresh memory
         return self._watch.time(repeat)[1] / WIRE_REPEATS
 
-    def _moved(self, x: Tensor) -> float:
-        """Seconds of the processor to send a tile as fp32 and receive another: the mean of a few."""
-        tile, into = x.float(), torch.zeros_like(x, dtype=torch.float32)
-        with Loop() as loop:
-
-            def repeat() -> None:
-                for _ in range(WIRE_REPEATS):
-                    loop.move(tile, into)
-
-            loop.move(tile, into)
-            return self._watch.time(repeat)[1] / WIRE_REPEATS
-
     def result(self, rounds: int) -> Compute:
         """The fits and how they stand to whole blocks."""
         slowdown = self._watch.slowdown
         linear, linear_off = fit_linear(_products(self._products.medians(slowdown)))
-        fits = {"attention": self._cores, "connective": self._connective, "transport": self._transport, **self._wires}
+        fits = {"attention": self._cores, "connective": self._connective, **self._wires}
         fitted = {name: fit_elements(_elements(series.medians(slowdown))) for name, series in fits.items()}
         times = DeviceTimes(
             linear=linear,
             attention=fitted["attention"][0],
             connective=fitted["connective"][0],
             wire={name: fitted[name][0] for name in self._wires},
-            transport=fitted["transport"][0],
             causal_share=_causal_share(fitted["attention"][0], self._causal.medians(slowdown)),
         )
         off = {name: residuals for name, (_, residuals) in fitted.items()}

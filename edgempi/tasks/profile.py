@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from rich.console import Console
 
-from edgempi.cluster.profile import ClusterProfile, Device, DeviceMemory, Link
+from edgempi.cluster.profile import ClusterProfile, Device, DeviceMemory, ElementTime, Link
 from edgempi.cluster.profile_text import profile_to_dict, profile_to_yaml, times_from_dict, times_to_dict
 from edgempi.comm import World
-from edgempi.comm.probe import shared_links
+from edgempi.comm.probe import moving_s, shared_links
 from edgempi.config.files import write_atomic
 from edgempi.config.schema import Config
 from edgempi.errors import UserError
 from edgempi.models.allocator import give_back
 from edgempi.models.source import locate, read_spec
 from edgempi.models.weights import TORCH_DTYPES
+from edgempi.ops.linear import Linear, pick_route
 from edgempi.plan.memory import ITEM_BYTES
 from edgempi.plan.spec import ModelSpec
 from edgempi.profiling.compute import Compute, measure_compute
@@ -39,11 +41,12 @@ ROOM_SHARE = 0.5
 """How much of the memory that a device lends, or has free, the measured weights may take."""
 FILE = "profile.yaml"
 DEVICE_COLUMNS = (
-    "device", "linears", "GFLOP/s", "GB/s", "call us", "attention ns", "connective ns", "codecs ns", "slowdown",
-    "off %",
+    "device", "linears", "GFLOP/s", "GB/s", "call us", "attention ns", "connective ns", "codecs ns", "moving ns",
+    "slowdown", "off %",
 )  # fmt: skip
-"""GB/s: of weights, read beside the products; ns: per element, of the codecs for fp32, bf16 and int8; off: how far
-the fits of linears and of attention are, by their medians and worst cases."""
+"""GB/s: of weights, read beside the products; ns: per element, of the codecs for fp32, bf16 and int8, and, of moving,
+per byte sent and another received; off: how far the fits of linears and of attention are, by their medians and worst
+cases."""
 BLOCK_COLUMNS = ("device", "block", "share", "measured ms", "fitted ms", "error %")
 """The share is of heads, of columns, or, in the connective block, of tokens."""
 RESIDUALS = (("linear", "median"), ("linear", "worst"), ("attention", "median"), ("attention", "worst"))
@@ -78,14 +81,16 @@ def run(job: Job, world: World) -> dict[str, Any]:
     with world.patience(PATIENCE):
         measured = world.all_gather_json(_plain(compute, memory))
     links = [Link(**link) for d in told(world, range(1, world.size), "links") for link in shared_links(world, d)]
+    moving = world.all_gather_json(_moving_s(world, spec, TORCH_DTYPES[dtype], length, links))
     if not world.leads:
         return {}
     devices = tuple(
         Device(
             name, device.host, device.speed, device.memory_budget_bytes,
-            times=times_from_dict(found["times"]), memory=DeviceMemory(**found["memory"]),
+            times=replace(times_from_dict(found["times"]), transport=ElementTime(0.0, s_per_byte)),
+            memory=DeviceMemory(**found["memory"]),
         )
-        for (name, device), found in zip(named.items(), measured, strict=True)
+        for (name, device), found, s_per_byte in zip(named.items(), measured, moving, strict=True)
     )  # fmt: skip
     profile = ClusterProfile(devices, tuple(links), dtype)
     note = f"Measured on blocks of {config.model.path}, {length} tokens."
@@ -97,6 +102,17 @@ def run(job: Job, world: World) -> dict[str, Any]:
         for device, found in zip(result["devices"], measured, strict=True)
     ]
     return {**result, "length": length, "saved": job.payload["save"]}
+
+
+def _moving_s(world: World, spec: ModelSpec, dtype: torch.dtype, length: int, links: Sequence[Link]) -> float:
+    """What moving a byte takes from products as a device's share has them; collective."""
+    if not links:
+        return 0.0
+    width = spec.stacks[spec.last].width
+    linear = Linear(torch.randn(width, width).to(dtype), None, pick_route(dtype))
+    x = torch.randn(max(1, length // world.size), width).to(dtype)
+    with torch.inference_mode():
+        return moving_s(world, lambda: linear(x), min(link.bits_per_s for link in links))
 
 
 def report(result: dict[str, Any], console: Console) -> None:
@@ -134,7 +150,8 @@ def _device_row(device: dict[str, Any], item_bytes: int) -> list[str]:
     return [
         device["name"], device["route"], f"{_inverse(linear['s_per_flop']) / 1e9:.1f}",
         f"{_inverse(linear['s_per_weight']) * item_bytes / 1e9:.1f}", f"{1e6 * linear['call_s']:.0f}",
-        *(f"{value:.3f}" for value in per_element), ", ".join(codecs), f"{device['slowdown']:.2f}",
+        *(f"{value:.3f}" for value in per_element), ", ".join(codecs),
+        f"{1e9 * times['transport']['s_per_element']:.2f}", f"{device['slowdown']:.2f}",
         ", ".join(f"{100 * off[kind][which]:.0f}" for kind, which in RESIDUALS),
     ]  # fmt: skip
 

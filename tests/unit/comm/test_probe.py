@@ -51,3 +51,39 @@ def test_messages_are_large_and_many_on_a_fast_link(monkeypatch: pytest.MonkeyPa
     nbytes, count = asked[-1]
     assert nbytes == probe.LARGE_BYTES
     assert count * nbytes * 8 / 250e6 == pytest.approx(probe.STREAM_S, rel=0.1)
+
+
+def test_moving_is_what_a_stream_adds_to_computing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "STREAM_S", 0.02)
+    clock, asked = [0.0], []
+
+    class Stream:
+        """Takes three looks, each of which costs the processor a second."""
+
+        def __init__(self, world: World, distance: int, nbytes: int, count: int) -> None:
+            asked.append((nbytes, count))
+            self._looks = 0
+
+        def drive(self) -> bool:
+            clock[0] += 1.0
+            self._looks += 1
+            return self._looks == 3
+
+    def work() -> None:
+        clock[0] += 10.0
+
+    monkeypatch.setattr(probe, "_Stream", Stream)
+    monkeypatch.setattr(probe.time, "perf_counter", lambda: clock[0])
+    (found,) = on_ranks(1, lambda world: probe.moving_s(world, work, 8 * 1e9))
+    messages = round(0.02 * 1e9 / probe.TILE_BYTES)
+    assert asked == [(probe.TILE_BYTES, messages)] * probe.MOVING_ROUNDS
+    assert found == pytest.approx(3.0 / (messages * probe.TILE_BYTES))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_compute_while_they_stream(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "STREAM_S", 0.001)
+    calls = []
+    found = on_ranks(size, lambda world: probe.moving_s(world, lambda: calls.append(1), 8 * 1e9))
+    assert all(0 <= per_byte_s < 1e-3 for per_byte_s in found)
+    assert len(calls) >= size * (1 + 2 * probe.MOVING_ROUNDS)

@@ -106,7 +106,7 @@ def test_it_is_never_slower_than_the_other_planners(spec: ModelSpec, speeds: lis
     found = chosen(spec, profile, work).ranking[0].score.seconds
     plans = [plan_galaxy(spec, work, profile, Forms(overlap="ring", subtiles=2, column_blocks=4))]
     for name in (PlannerName.even, PlannerName.proportional):
-        for sharing in (Sharing.tensor, Sharing.sequence, Sharing.hybrid, Sharing.data):
+        for sharing in (Sharing.tensor, Sharing.sequence, Sharing.hybrid, Sharing.heads, Sharing.data):
             parallel = ParallelConfig(modes=[sharing])
             plans.append(plan_program(spec, speeds, parallel, PlannerConfig(name=name), Forms()).prefill)
         pipeline = ParallelConfig(modes=[Sharing.single], pipeline=True)
@@ -127,7 +127,7 @@ def test_a_device_that_would_hold_others_up_idles() -> None:
 def test_chunks_stream_where_memory_wants_a_pipeline_and_links_are_slow() -> None:
     spec, work = decoder(layers=8, columns=64), Workload(1, 32)
     alone = predict_memory(Drafts(spec, work, cluster([1.0]), Forms()).alone(0), spec, 0, work).peak - RUNTIME_BYTES
-    profile = cluster([1.0, 1.0], 4e5, [int(RUNTIME_BYTES + 0.8 * alone)] * 2, latency_s=0.0, call_s=0.0)
+    profile = cluster([1.0, 1.0], 2e5, [int(RUNTIME_BYTES + 0.8 * alone)] * 2, latency_s=0.0, call_s=0.0)
     plan = chosen(spec, profile, work).program.prefill
     assert plan.name == "pipeline of 2"
     assert len(plan.token_chunks) > 1
@@ -145,6 +145,13 @@ def test_a_lighter_wire_must_save_something() -> None:
     wires = replace(ALLOWED, wires=("int8", "bf16", "fp32"))
     for profile in (cluster([1.0, 1.0], 1e12, latency_s=0.0), cluster([1.0])):
         assert chosen(classifier(), profile, allowed=wires).program.prefill.wire_dtype == "fp32"
+
+
+def test_an_all_reduce_does_not_round_to_int8() -> None:
+    profile = cluster((1.0, 1.0, 1.0), 1e7)
+    found = chosen(classifier(), profile, allowed=replace(ALLOWED, wires=("fp32", "bf16", "int8")))
+    wires = {tried.plan.stages[0].modes.name: tried.plan.wire_dtype for tried in found.ranking}
+    assert (wires["tensor"], wires["hybrid"]) == ("bf16", "int8")
 
 
 def test_a_device_that_lends_next_to_nothing_stays_idle() -> None:

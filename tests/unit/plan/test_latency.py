@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 
 from edgempi.config.schema import ParallelConfig, PlannerConfig, PlannerName, Sharing
 from edgempi.plan import simulate
+from edgempi.plan.drafts import COLUMNS_ONLY, Drafts
 from edgempi.plan.latency import predict_latency
 from edgempi.plan.messages import sent_bytes
-from edgempi.plan.plan import Plan, Program
+from edgempi.plan.plan import PRESETS, Modes, Plan, Program
 from edgempi.plan.planners import Forms, plan_program
 from edgempi.plan.spec import ModelSpec
 from edgempi.plan.workload import Workload
 from unit.plan.profiles import cluster, times
-from unit.plan.specs import classifier, decoder, programs
+from unit.plan.specs import classifier, decoder, programs, rich
 
 FORMS = st.builds(
     Forms,
@@ -88,15 +89,55 @@ def test_overlap_hides_transfers_that_are_shorter_than_products(spec: ModelSpec)
     assert ring.total_s < blocking.total_s
 
 
-def test_layers_that_are_not_simulated_go_on_as_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sharing", [Sharing.hybrid, Sharing.heads])
+@pytest.mark.parametrize("subtiles", [1, 2, 4])
+@pytest.mark.parametrize("bits_per_s", [1e6, 4e6, 2e7])
+def test_layers_that_are_not_simulated_go_on_alike(
+    sharing: Sharing, subtiles: int, bits_per_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec, work = decoder(layers=24, kv_heads=6, group=1, columns=64), Workload(1, 16)
-    profile = cluster([3.0, 1.0, 2.0, 1.0], bits_per_s=4e6)
-    for forms in (Forms(), Forms(overlap="ring", subtiles=2)):
-        plan = planned(spec, 4, forms)
-        few = predict_latency(plan, spec, work, profile).total_s
-        with monkeypatch.context() as patch:
-            patch.setattr(simulate, "SETTLED", 24)
-            assert few == pytest.approx(predict_latency(plan, spec, work, profile).total_s, rel=0.01)
+    for speeds in ([1.0, 1.0], [3.0, 4.0, 1.0], [3.0, 1.0, 2.0, 1.0]):
+        profile = cluster(speeds, bits_per_s, call_s=1e-4)
+        for forms in (Forms(), Forms(overlap="ring", subtiles=subtiles)):
+            plan = planned(spec, len(speeds), forms, modes=[sharing])
+            few = predict_latency(plan, spec, work, profile)
+            with monkeypatch.context() as patch:
+                patch.setattr(simulate, "SIMULATED", 24)
+                patch.setattr(simulate, "period", lambda clocks: 0)
+                every = predict_latency(plan, spec, work, profile)
+            assert few.total_s == pytest.approx(every.total_s, rel=0.01)
+            for one, other in zip(few.devices, every.devices, strict=True):
+                assert one.wire_s == pytest.approx(other.wire_s)
+
+
+TWO = [Sharing.tensor, Sharing.sequence, Sharing.hybrid, Sharing.heads]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from([decoder(layers=4), classifier(), rich()]),
+    st.sampled_from([PRESETS[sharing.value] for sharing in TWO] + [COLUMNS_ONLY]),
+    st.lists(st.integers(0, 5), min_size=2, max_size=4).filter(any),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from(["blocking", "ring"]),
+    st.sampled_from(["fp32", "int8"]),
+)
+def test_every_way_of_sharing_ends_and_sends_its_bytes(
+    spec: ModelSpec, modes: Modes, tokens: list[int], subtiles: int, overlap: str, wire_dtype: str
+) -> None:
+    work = Workload(1, sum(tokens), sum(tokens) if spec.enc and spec.dec else 0)
+    profile = cluster([1.0 + d for d in range(len(tokens))], bits_per_s=3e6)
+    drafts = Drafts(spec, work, profile, Forms())
+    forms = Forms(overlap=overlap, subtiles=subtiles, wire_dtype=wire_dtype)
+    draft = next(drafts.shared(range(len(tokens)), modes, forms))
+    stage = draft.plan.stages[0]
+    if stage.tokens:
+        stage = replace(stage, tokens=tuple(map(float, tokens)))
+    plan = replace(draft.plan, stages=(stage,), overlap=overlap, subtiles=subtiles, wire_dtype=wire_dtype)
+    latency = predict_latency(plan, spec, work, profile)
+    for sent, device in zip(sent_bytes(plan, spec, work), latency.devices, strict=True):
+        assert device.wire_s == pytest.approx(8 * sum(sent.values()) / 3e6)
+        assert device.compute_s + device.exposed_s <= latency.total_s + 1e-12
 
 
 def test_microbatches_fill_a_pipeline() -> None:
