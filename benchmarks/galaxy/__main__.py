@@ -48,7 +48,7 @@ def every_cell() -> list[Cell]:
 
 
 def chosen(asked: argparse.Namespace) -> list[Cell]:
-    """The cells that the command line names, in an order that changes labs and checkpoints seldom."""
+    """The cells that the command line names, in an order that changes labs seldom."""
     cells = [
         cell for cell in every_cell()
         if cell.table in asked.only
@@ -62,9 +62,11 @@ def chosen(asked: argparse.Namespace) -> list[Cell]:
 
 
 def _order(cell: Cell) -> tuple[Any, ...]:
-    """Whole checkpoints are large and made one at a time, cut ones are kept: there, labs are what is changed seldom."""
-    place = (cell.model, cell.cluster) if cell.way else (cell.cluster, cell.lab, cell.model)
-    return (TABLES.index(cell.table), bool(cell.way), *place)
+    """By table, those that decide OOM last; labs are changed seldom."""
+    if cell.way:
+        return (len(TABLES), cell.cluster, cell.model, cell.way)
+    table = "strong" if cell.table == "weak" else cell.table  # in the same labs
+    return (TABLES.index(table), cell.cluster, cell.lab, cell.model)
 
 
 def write_report(cells: Sequence[Cell], records: Sequence[dict[str, Any]], folder: Path) -> None:
@@ -98,23 +100,27 @@ def _measure(cells: Sequence[Cell], asked: argparse.Namespace, folder: Path) -> 
         _key(record["run"]["parameters"]) for record in (read_records(folder) if folder.exists() else [])
         if record["run"]["commit"] == commit()
     }  # fmt: skip
-    failed = 0
-    with workshop(asked.output, asked.repeats, asked.again) as shop:
+    failed, taken_s = 0, list[float]()
+    with workshop(asked.output, asked.repeats, asked.again, asked.attempts) as shop:
         for number, cell in enumerate(cells, 1):
-            name = f"{cell.table}: {cell.model}, {cell.cluster}, {' '.join(cell.lab)} {cell.way or 'timed'}"
+            name = f"[{number}/{len(cells)}] {cell.table}: {cell.model}, {cell.cluster}, {' '.join(cell.lab)}"
+            name += f" {cell.way or 'timed'}"
             parameters = {**cell.parameters, "repeats": asked.repeats}
             if not asked.again and _key(parameters) in known:
-                print(f"[{number}/{len(cells)}] {name}: measured before", flush=True)
+                print(f"{name}: measured before", flush=True)
                 continue
             start = time.perf_counter()
             try:
-                result = shop.measure(cell)
+                write_record(folder, "galaxy", parameters, shop.measure(cell))
+                said = ""
             except CellError as error:
                 failed += 1
-                print(f"[{number}/{len(cells)}] {name}: FAILED\n{error}", file=sys.stderr, flush=True)
-                continue
-            write_record(folder, "galaxy", parameters, result)
-            print(f"[{number}/{len(cells)}] {name}: {time.perf_counter() - start:.0f} s", flush=True)
+                said = " FAILED"
+                print(f"{name}:\n{error}", file=sys.stderr, flush=True)
+            taken_s.append(time.perf_counter() - start)
+            left_s = (len(cells) - number) * sum(taken_s) / len(taken_s)
+            spent = f"{taken_s[-1]:.0f} s, {sum(taken_s) / 60:.0f} min so far, about {left_s / 60:.0f} min left"
+            print(f"{name}:{said} {spent}", flush=True)
     return failed
 
 
@@ -135,6 +141,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clusters", nargs="+", help="only cells of these clusters")
     parser.add_argument("--no-fits", dest="fits", action="store_false", help="leave out the cells that decide OOM")
     parser.add_argument("--repeats", type=int, help="rounds (default: what each experiment says)")
+    parser.add_argument(
+        "--attempts", type=int, default=3, help="at a cell, while its devices do not keep their speed (%(default)s)"
+    )
     parser.add_argument("--layers", type=int, help="cut models to at most this depth (the width stays)")
     parser.add_argument("--again", action="store_true", help="measure and profile what was measured before too")
     parser.add_argument("--report", action="store_true", help="measure nothing, only write tables and pictures")

@@ -33,6 +33,11 @@ def number(value: float | None) -> str:
     return DASH if value is None else f"{value:.2f}"
 
 
+def percent(share: float | None) -> str:
+    """A share of one."""
+    return DASH if share is None else f"{100 * share:.0f} %"
+
+
 def in_ms(value: float | None) -> str:
     """Seconds as milliseconds."""
     return DASH if value is None else f"{value * 1e3:.0f}"

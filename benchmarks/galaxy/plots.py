@@ -75,7 +75,7 @@ def _scaling(weak: bool) -> Callable[[Axes, Sequence[Record]], None]:
     def picture(axes: Axes, cells: Sequence[Record]) -> None:
         for model in dict.fromkeys(record["run"]["parameters"]["model"] for record in cells):
             own = [record for record in cells if record["run"]["parameters"]["model"] == model]
-            for name in ("M-LM", "hybrid", "auto", "auto int8"):
+            for name in ("M-LM", "hybrid", "heads", "auto"):
                 found = [(len(r["result"]["devices"]), scaled(cells, r, name, weak)) for r in own]
                 points = [(n, gain) for n, gain in found if gain is not None]
                 if points:
@@ -91,7 +91,9 @@ def _scaling(weak: bool) -> Callable[[Axes, Sequence[Record]], None]:
 
 def _overlap(axes: Axes, cells: Sequence[Record]) -> None:
     labels = [f"{_label(record)}\n{nominal(record) / 1e6:g} Mbit/s" for record in cells]
-    _bars(axes, labels, {name: [seconds(record, name) or 0 for record in cells] for name in ("blocking", "ring")})
+    _bars(
+        axes, labels, {name: [seconds(record, name) or 0 for record in cells] for name in ("blocking", "ring", "heads")}
+    )
     axes.set_ylabel("latency, s")
 
 
@@ -122,8 +124,8 @@ def _label(record: Record) -> str:
 
 _PICTURES: dict[str, Callable[[Axes, Sequence[Record]], None]] = {
     "table1": _table1,
-    "homogeneous": _speed_ups(("hybrid", "auto", "auto int8"), "M-LM"),
-    "heterogeneous": _speed_ups(("hybrid", "galaxy planner", "auto", "auto int8"), "M-LM"),
+    "homogeneous": _speed_ups(("hybrid", "heads", "auto", "auto int8"), "M-LM"),
+    "heterogeneous": _speed_ups(("hybrid", "heads", "galaxy planner", "auto", "auto int8"), "M-LM"),
     "bandwidth": _bandwidth,
     "strong": _scaling(weak=False),
     "weak": _scaling(weak=True),

@@ -6,9 +6,16 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from benchmarks.galaxy.published import ENVIRONMENTS
+from benchmarks.shapes import SHAPES
+
 Record = Mapping[str, Any]
-FIXED = ("M-LM", "SP", "hybrid", "galaxy planner", "one device", "pipeline")
+SPEEDS = "devices' speed, after"
+"""The column that says what the devices showed after the job, beside their nominal speed."""
+FIXED = ("M-LM", "SP", "hybrid", "heads", "galaxy planner", "one device", "pipeline")
 """Ways that `auto` must not be slower than."""
+BASELINES = ("M-LM", "SP", "pipeline", "one device")
+"""Ways that were there before Galaxy."""
 
 
 def way(record: Record, name: str) -> dict[str, Any] | None:
@@ -47,7 +54,7 @@ def scaled(cells: Sequence[Record], record: Record, name: str, weak: bool) -> fl
     ones = (r for r in cells if r["run"]["parameters"]["model"] == model and len(r["result"]["devices"]) == 1)
     one = next(ones, None)
     ours = seconds(record, name)
-    alone = None if one is None else least(one, ("M-LM", "hybrid", "auto"))
+    alone = None if one is None else seconds(one, "one device")
     return None if ours is None or alone is None else alone / ours
 
 
@@ -64,9 +71,29 @@ def latency_off(cells: Sequence[Record]) -> list[float]:
 
 
 def peak_off(records: Sequence[Record]) -> list[float]:
-    """By which share each rank's predicted memory was too much, where a way ran alone under its real limit."""
+    """By which share each rank's predicted memory was too much, where a way ran alone, whole or cut."""
     ranks = [rank for record in records for rank in record["result"].get("ranks", [])]
+    for record in timed(records):
+        ways = record["result"]["ways"]
+        if len(ways) == 1 and ways[0]["measured"] is not None:
+            ranks += ways[0]["measured"]["ranks"]
     return [rank["predicted_bytes"] / rank["peak_bytes"] - 1 for rank in ranks if rank["peak_bytes"]]
+
+
+def saved(record: Record, name: str) -> float | None:
+    """Which share of the fastest baseline's latency a way saves."""
+    ours, baseline = seconds(record, name), least(record, BASELINES)
+    return None if ours is None or baseline is None else 1 - ours / baseline
+
+
+def speeds(record: Record) -> str:
+    """What the devices showed after the job, beside their nominal speed: the least and the most."""
+    found = record["result"].get("speeds")
+    if found is None:
+        return "-"
+    off = [100 * (share - 1) for share in found["after"].values()]
+    tries = f" ({found['attempts']} attempts)" if found["attempts"] > 1 else ""
+    return f"{min(off):+.0f}..{max(off):+.0f} %{tries}"
 
 
 def nominal(record: Record) -> float:
@@ -82,3 +109,14 @@ def least(record: Record, names: Sequence[str]) -> float | None:
 def timed(records: Sequence[Record]) -> list[Record]:
     """The records of `time` cells."""
     return [record for record in records if not record["run"]["parameters"]["way"]]
+
+
+def place(record: Record) -> dict[str, str]:
+    """The columns that say what a row is of."""
+    asked = record["run"]["parameters"]
+    whole = SHAPES[asked["model"]].layers
+    return {
+        "environment": ENVIRONMENTS.get(asked["cluster"], asked["cluster"]),
+        "model": asked["model"],
+        "layers": f"{asked['layers']} of {whole}",
+    }

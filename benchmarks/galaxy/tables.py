@@ -8,24 +8,28 @@ from typing import Any
 
 from benchmarks.galaxy import published
 from benchmarks.galaxy.cells import GPU
-from benchmarks.galaxy.phrases import DASH, as_published, in_ms, in_seconds, listed, marked, number, over_floor
-from benchmarks.galaxy.published import ENVIRONMENTS, OOM
+from benchmarks.galaxy.overlap import overlap_rows, promises
+from benchmarks.galaxy.phrases import DASH, as_published, in_ms, in_seconds, listed, marked, number, over_floor, percent
+from benchmarks.galaxy.published import OOM
 from benchmarks.galaxy.reading import (
+    BASELINES,
+    SPEEDS,
     Record,
     auto_behind,
     latency_off,
-    least,
     nominal,
     out_of_memory,
     peak_off,
+    place,
     ratio,
+    saved,
     scaled,
     seconds,
+    speeds,
     timed,
     way,
 )
 from benchmarks.reduce import markdown
-from benchmarks.shapes import SHAPES
 
 
 def page(table: str, records: Sequence[Record]) -> str:
@@ -39,19 +43,8 @@ def page(table: str, records: Sequence[Record]) -> str:
             "All ways, in ms (times as fast as the first; +- from the 20th to the 80th percentile):",
             markdown(_all_ways(cells)),
         ]
-    parts += [*_checks(cells), *_memory_check(records)]
+    parts += [*_best_saving(cells), *promises(cells), *_checks(cells), *_memory_check(records)]
     return "\n\n".join([*parts, _how(records)]) + "\n"
-
-
-def place(record: Record) -> dict[str, str]:
-    """The columns that say what a row is of."""
-    asked = record["run"]["parameters"]
-    whole = SHAPES[asked["model"]].layers
-    return {
-        "environment": ENVIRONMENTS.get(asked["cluster"], asked["cluster"]),
-        "model": asked["model"],
-        "layers": f"{asked['layers']} of {whole}",
-    }
 
 
 def _table1(records: Sequence[Record]) -> list[dict[str, str]]:
@@ -78,6 +71,7 @@ def _table1(records: Sequence[Record]) -> list[dict[str, str]]:
                 "planner": DASH if not fits else ("too much" if fits[-1]["result"]["misfit"] else "fits"),
                 "published A100": f"{published.A100_S[model] * 1e3:.0f} ms",
                 "ours, GPU, 64 tokens": _card(gpus[-1]) if gpus else DASH,
+                SPEEDS: ", ".join(speeds(record) for record in times.values()) or DASH,
             }
         )
     return rows
@@ -89,18 +83,23 @@ def _homogeneous(records: Sequence[Record]) -> list[dict[str, str]]:
         asked = record["run"]["parameters"]
         key = (asked["model"], asked["cluster"])
         over_mlm, over_sp = published.HOMOGENEOUS[key]
-        killed = {name: out_of_memory(records, *key, name) for name in ("M-LM", "SP", "hybrid")}
+        killed = {name: out_of_memory(records, *key, name) for name in ("M-LM", "SP", "hybrid", "heads")}
         rows.append(
             {
                 **place(record),
                 "published over M-LM": as_published(over_mlm),
                 "ours over M-LM": marked(ratio(record, "M-LM", "hybrid"), killed["M-LM"] or killed["hybrid"]),
+                "heads (whole MLPs) over M-LM": marked(
+                    ratio(record, "M-LM", "heads"), killed["M-LM"] or killed["heads"]
+                ),
                 "published over SP": as_published(over_sp),
                 "ours over SP": marked(ratio(record, "SP", "hybrid"), killed["SP"] or killed["hybrid"]),
+                "heads over SP": marked(ratio(record, "SP", "heads"), killed["SP"] or killed["heads"]),
                 "auto over M-LM": number(ratio(record, "M-LM", "auto")),
                 "auto, int8 allowed": number(ratio(record, "M-LM", "auto int8")),
                 "its latency over its floor": over_floor(way(record, "auto int8")),
                 "out of memory (the planner's word)": _verdicts(records, *key),
+                SPEEDS: speeds(record),
             }
         )
     return rows
@@ -112,10 +111,11 @@ def _heterogeneous(records: Sequence[Record]) -> list[dict[str, str]]:
             **place(record),
             "published over M-LM": f"up to {published.HETEROGENEOUS}x",
             "hybrid, equal shares": number(ratio(record, "M-LM", "hybrid")),
+            "heads (whole MLPs), equal shares": number(ratio(record, "M-LM", "heads")),
             "galaxy planner": number(ratio(record, "M-LM", "galaxy planner")),
             "auto": number(ratio(record, "M-LM", "auto")),
             "auto, int8 allowed": number(ratio(record, "M-LM", "auto int8")),
-            "its latency over its floor": over_floor(way(record, "auto int8")),
+            SPEEDS: speeds(record),
         }
         for record in timed(records)
     ]
@@ -124,15 +124,30 @@ def _heterogeneous(records: Sequence[Record]) -> list[dict[str, str]]:
 def _bandwidth(records: Sequence[Record]) -> list[dict[str, str]]:
     rows = []
     for record in timed(records):
-        baseline = least(record, ("M-LM", "SP"))
-        row = {**place(record), "Mbit/s (nominal)": f"{nominal(record) / 1e6:g}", "best baseline ms": in_ms(baseline)}
-        for name in ("hybrid", "auto", "auto int8"):
-            ours = seconds(record, name)
-            saved = None if ours is None or baseline is None else 100 * (1 - ours / baseline)
-            row[f"{name}: saved %"] = DASH if saved is None else f"{saved:.0f}"
-        row["published: saved %"] = f"up to {100 * published.BANDWIDTH:.0f}"
+        best = min((name for name in BASELINES if seconds(record, name)), key=lambda name: seconds(record, name) or 0)
+        row = {**place(record), "Mbit/s (nominal)": f"{nominal(record) / 1e6:g}"}
+        row["best baseline"] = f"{in_ms(seconds(record, best))} ms ({best})"
+        for name in ("hybrid", "heads", "auto", "auto int8"):
+            row[f"{name}: below it by"] = percent(saved(record, name))
+        row["published"] = f"up to {100 * published.BANDWIDTH:.0f} %"
+        row[SPEEDS] = speeds(record)
         rows.append(row)
     return rows
+
+
+def _best_saving(cells: Sequence[Record]) -> list[str]:
+    """In which cell of a sweep the planner saves most."""
+    found = [
+        (share, name, record)
+        for record in cells
+        for name in ("auto", "auto int8")
+        if (share := saved(record, name)) is not None
+    ]
+    if not found or cells[0]["run"]["parameters"]["table"] != "bandwidth":
+        return []
+    share, name, record = max(found, key=lambda one: one[0])
+    where = f"{record['run']['parameters']['model']} at {nominal(record) / 1e6:g} Mbit/s"
+    return [f"Best cell: `{name}` is {percent(share)} below the best baseline ({where})."]
 
 
 def _strong(records: Sequence[Record]) -> list[dict[str, str]]:
@@ -149,43 +164,14 @@ def _scaling(records: Sequence[Record], figures: Mapping[str, float], weak: bool
     for record in cells:
         asked = record["run"]["parameters"]
         devices = len(record["result"]["devices"])
-        row = {**place(record), "tokens": str(asked["length"])}
-        for name in ("M-LM", "hybrid", "auto", "auto int8"):
+        row = {**place(record), "tokens": str(asked["length"]), "one device ms": in_ms(seconds(record, "one device"))}
+        for name in ("M-LM", "hybrid", "heads", "auto"):
             gain = scaled(cells, record, name, weak)
             row[name] = DASH if gain is None else (f"{100 * gain:.0f} %" if weak else f"{gain:.2f}x")
         figure = figures[asked["model"]]
         row["published, 4 devices"] = (f"{100 * figure:.0f} %" if weak else f"{figure:.2f}x") if devices == 4 else ""
+        row[SPEEDS] = speeds(record)
         rows.append(row)
-    return rows
-
-
-def _overlap(records: Sequence[Record]) -> list[dict[str, str]]:
-    rows = []
-    for record in timed(records):
-        ring = way(record, "ring")
-        if ring is None:
-            continue
-        measured = ring["measured"]
-        blocks = 2 * record["run"]["parameters"]["layers"]
-        devices = len(record["result"]["devices"])
-        tiles = blocks * devices * ring["subtiles"]
-        compute_s, wire_s = measured["compute_floor_s"], measured["wire_floor_s"]
-        block_s, tile_s = measured["latency_s"]["p50"] / blocks, compute_s / tiles
-        tile_ratio = compute_s / wire_s * (devices - 1) / devices
-        rows.append(
-            {
-                **place(record),
-                "Mbit/s (nominal)": f"{nominal(record) / 1e6:g}",
-                "tile: computation / transfer": f"{tile_ratio:.2f}",
-                "hidden %": ", ".join(f"{100 * rank['hidden']:.0f}" for rank in measured["ranks"]),
-                "blocking ms": in_ms(seconds(record, "blocking")),
-                "ring ms": in_ms(seconds(record, "ring")),
-                "over max(compute, wire)": f"{measured['over_floor']:.2f}",
-                "block over (wire + one tile)": DASH
-                if tile_ratio >= 1
-                else f"{block_s / (wire_s / blocks + tile_s):.2f}",
-            }
-        )
     return rows
 
 
@@ -206,6 +192,7 @@ def _ablation(records: Sequence[Record]) -> list[dict[str, str]]:
                     "over its floor": over_floor(found),
                     "relative error": f"{measured['relative_error']:.1e}",
                     "same argmax": f"{100 * measured['same_argmax']:.1f} %",
+                    SPEEDS: speeds(record),
                 }
             )
     return rows
@@ -215,12 +202,17 @@ def _all_ways(cells: Sequence[Record]) -> list[dict[str, str]]:
     names = list(dict.fromkeys(one["name"] for record in cells for one in record["result"]["ways"]))
     rows = []
     for record in cells:
-        row = {**place(record), "tokens": str(record["run"]["parameters"]["length"])}
+        row = {**place(record), "Mbit/s (nominal)": _rate(record)}
+        row["tokens"] = str(record["run"]["parameters"]["length"])
         for name in names:
             found = way(record, name)
             row[name] = DASH if found is None else _cell(found)
         rows.append(row)
     return rows
+
+
+def _rate(record: Record) -> str:
+    return DASH if record["result"]["link_bits_per_s"] is None else f"{nominal(record) / 1e6:g}"
 
 
 def _cell(found: Mapping[str, Any]) -> str:
@@ -252,11 +244,11 @@ def _checks(cells: Sequence[Record]) -> list[str]:
 
 
 def _memory_check(records: Sequence[Record]) -> list[str]:
-    """Predicted peaks beside measured ones, where a way ran alone under its real limit."""
+    """Predicted peaks beside measured ones, where a way ran alone."""
     off = peak_off(records)
     if not off:
         return []
-    return [f"Predicted peak memory of `fit` runs: {100 * min(off):+.0f} % to {100 * max(off):+.0f} % of the measured."]
+    return [f"Predicted peak memory, where a way ran alone: off by {100 * min(off):+.0f} % to {100 * max(off):+.0f} %."]
 
 
 def _how(records: Sequence[Record]) -> str:
@@ -271,6 +263,8 @@ def _how(records: Sequence[Record]) -> str:
         f"budgets are multiplied by {listed(memory)} for fp32 weights (`memory_scale`) or, where several ways are "
         "timed in one job, lifted. Latencies are as measured, not scaled back. Depth is cut where the layers column "
         "says so, width never.",
+        "Every device is calibrated to its nominal speed before a job and measured after it; where one was more than "
+        "5 % off by then, the cell was measured again, and the attempt in which they kept their speed best is shown.",
         "Whether a way fits is decided by running it once, whole, with bf16 weights under the real limit: `OOM` is a "
         "rank killed by the kernel; `OOM*` beside a figure says that it was timed with the limit lifted.",
         "`auto` was planned for the depth that was timed, without a memory limit: whole, its plan may not fit. OPT-L "
@@ -314,7 +308,7 @@ TABLES = {
     "bandwidth": ("Latency over bandwidth, three Nano-M", _bandwidth),
     "strong": ("Strong scaling", _strong),
     "weak": ("Weak scaling", _weak),
-    "overlap": ("How much of the transfers is hidden", _overlap),
+    "overlap": ("How much of the transfers is hidden", overlap_rows),
     "ablation": ("Ablation", _ablation),
 }
 """Title and rows of each experiment."""

@@ -296,6 +296,7 @@ class WayName(StrEnum):
     tensor = "tensor"
     sequence = "sequence"
     hybrid = "hybrid"
+    heads = "heads"
     pipeline = "pipeline"
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Thread
 
 from edgempi.errors import UserError
@@ -18,6 +18,8 @@ from edgempi.lab.layout import Lan
 
 FULL_S, THROTTLED_S = 0.5, 1.0
 """How long rates are measured: the second spans a hundred periods of the quota."""
+PACK_S = 0.1
+"""How long a probe is asked for first, so that it has packed its weights before rates count."""
 START_S = 60.0
 USABLE = 0.9
 """The share of the machine's processors that devices may take together; the rest is the kernel's and the launcher's."""
@@ -45,28 +47,68 @@ def agent_words(host: str, command: Sequence[str]) -> list[str]:
 
 
 def calibrate(lan: Lan, groups: Cgroups) -> Calibration:
-    """Measure, set the quotas, correct them once; raises `UserError` where this machine is too slow for the lab."""
+    """Measure, set the quotas, correct them; raises `UserError` where this machine is too slow for the lab."""
     with probes(lan.hosts) as asked:
         baseline_bytes = max(groups.held_bytes(host) for host in lan.hosts)
-        # As many at once as there are cores, since cores that share a chip share its clock.
-        together = lan.hosts[: os.cpu_count() or 1]
-        alone = asked.rates(together, FULL_S)
-        full_flops = sum(alone.values()) / len(alone)
-        cores = {device.host: device.flops / full_flops for device in lan.devices}
-        expected = dict(cores)
-        _check_room(cores, full_flops, lan)
-        for host, share in cores.items():
+        full_flops = _full(asked, lan)
+        return _settle(asked, lan, groups, full_flops, baseline_bytes)
+
+
+def recalibrate(lan: Lan, groups: Cgroups, known: Calibration) -> tuple[dict[str, float], Calibration]:
+    """What the devices show under their quotas by now, and quotas that are right again.
+
+    The speed of a machine's cores may change within minutes, where other machines share them.
+
+    Args:
+        lan: what is up, with no job in it.
+        groups: of the machine.
+        known: what the last calibration found.
+
+    Returns:
+        The rates found first, in FLOP/s, and the new calibration: the known one, where those are near.
+    """
+    try:
+        for host in lan.hosts:
+            groups.lift_quota(host)  # what a probe imports would take seconds under it
+        with probes(lan.hosts) as asked:
+            asked.rates(lan.hosts, PACK_S)
+            for host, share in known.cores.items():
+                groups.set_quota(host, share)
+            found = asked.rates(lan.hosts, THROTTLED_S)
+            if all(abs(found[device.host] / device.flops - 1) <= NEAR for device in lan.devices):
+                return found, replace(known, flops=found)
+            for host in lan.hosts:
+                groups.lift_quota(host)
+            return found, _settle(asked, lan, groups, _full(asked, lan), known.baseline_bytes)
+    except BaseException:
+        for host, share in known.cores.items():
             groups.set_quota(host, share)
+        raise
+
+
+def _full(asked: Probes, lan: Lan) -> float:
+    """The rate of one core, in FLOP/s, while no quota is set."""
+    # As many at once as there are cores, since cores that share a chip share its clock.
+    alone = asked.rates(lan.hosts[: os.cpu_count() or 1], FULL_S)
+    return sum(alone.values()) / len(alone)
+
+
+def _settle(asked: Probes, lan: Lan, groups: Cgroups, full_flops: float, baseline_bytes: int) -> Calibration:
+    cores = {device.host: device.flops / full_flops for device in lan.devices}
+    expected = dict(cores)
+    _check_room(cores, full_flops, lan)
+    for host, share in cores.items():
+        groups.set_quota(host, share)
+    flops = asked.rates(lan.hosts, THROTTLED_S)
+    for _ in range(CORRECTIONS):
+        wanted = {device.host: device.flops / flops[device.host] for device in lan.devices}
+        if all(abs(factor - 1) <= NEAR for factor in wanted.values()):
+            break
+        for host, factor in wanted.items():
+            least, most = (expected[host] * (1 + sign * LARGEST_CORRECTION) for sign in (-1, 1))
+            cores[host] = min(max(cores[host] * factor, least), most)
+            groups.set_quota(host, cores[host])
         flops = asked.rates(lan.hosts, THROTTLED_S)
-        for _ in range(CORRECTIONS):
-            wanted = {device.host: device.flops / flops[device.host] for device in lan.devices}
-            if all(abs(factor - 1) <= NEAR for factor in wanted.values()):
-                break
-            for host, factor in wanted.items():
-                least, most = (expected[host] * (1 + sign * LARGEST_CORRECTION) for sign in (-1, 1))
-                cores[host] = min(max(cores[host] * factor, least), most)
-                groups.set_quota(host, cores[host])
-            flops = asked.rates(lan.hosts, THROTTLED_S)
     return Calibration(full_flops, baseline_bytes, cores, flops)
 
 

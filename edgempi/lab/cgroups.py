@@ -95,6 +95,14 @@ class Cgroups:
         (group / "cpu.cfs_period_us").write_text(str(period_us))
         (group / "cpu.cfs_quota_us").write_text(str(quota_us))
 
+    def lift_quota(self, place: str) -> None:
+        """Let a place use all cores."""
+        group = self.cpu / GROUP / place
+        if self.version == 2:
+            (group / "cpu.max").write_text("max")
+        else:
+            (group / "cpu.cfs_quota_us").write_text("-1")
+
     def set_memory(self, place: str, limit_bytes: int) -> None:
         """Kill what a place runs once it holds more than this."""
         group = self.memory / GROUP / place

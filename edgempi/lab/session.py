@@ -14,7 +14,7 @@ from edgempi.config.files import write_atomic
 from edgempi.config.schema import ClusterConfig
 from edgempi.errors import UserError
 from edgempi.lab import network, state
-from edgempi.lab.calibrate import agent_words, calibrate
+from edgempi.lab.calibrate import Calibration, agent_words, calibrate, recalibrate
 from edgempi.lab.cgroups import Cgroups
 from edgempi.lab.layout import HEAD, Lan, describe
 from edgempi.lab.metronome import metronome
@@ -137,6 +137,23 @@ def bring_up(lan: Lan, kept: bool) -> LabState:
         tear_down()
         raise
     return built
+
+
+def retune(up: LabState) -> tuple[dict[str, float], LabState]:
+    """Measure what the devices of a lab show, then set their quotas anew; the caller holds the lock.
+
+    Args:
+        up: the lab, with no job in it.
+
+    Returns:
+        What each device showed first, as a share of its nominal rate, and the lab as it is now.
+    """
+    known = Calibration(up.full_flops, up.baseline_bytes, up.cores, up.flops)
+    with metronome():
+        found, tuned = recalibrate(up.lan, Cgroups.of_machine(), known)
+    now = replace(up, **vars(tuned))
+    state.write_state(now)
+    return replace(up, flops=found).speeds, now
 
 
 def tear_down() -> bool:

@@ -43,6 +43,11 @@ class LabState:
     cores: dict[str, float] = field(default_factory=dict)
     flops: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def speeds(self) -> dict[str, float]:
+        """What each device was measured to do, as a share of its nominal rate."""
+        return {device.host: self.flops[device.host] / device.flops for device in self.lan.devices}
+
     def as_dict(self) -> dict[str, Any]:
         """In JSON types."""
         return asdict(self) | {"lan": self.lan.as_dict()}

@@ -36,6 +36,8 @@ PARTS = (2, 4, 8)
 """Into how many chunks or microbatches a pass is cut, where that is tried."""
 ALL_SUBSETS = 4
 """Up to so many devices every subset is tried; of more, the fastest ones and those with most memory."""
+HOPEFUL = 0.9
+"""Of the layers' time: tiled causal attention may leave out more than the whole one."""
 FINALISTS, REFINEMENTS, ROUNDS = 3, 80, 3
 """How many drafts are refined, by how many plans each, and how often form and shares take turns, on a few devices."""
 FINALISTS_OF_MANY, REFINEMENTS_OF_MANY, SUBTILES_OF_MANY = 1, 12, 2
@@ -141,6 +143,8 @@ class _Auto:
         for plan in self._presets():
             self._search.score(plan)
         for devices in self._subsets():
+            if not few and self._least_s(devices) > min(tried.score.seconds for tried in self._search.tried.values()):
+                continue
             for draft in self._all_drafts(devices):
                 self._scored.append((self._search.score(draft.plan), draft))
         count, most = (FINALISTS, REFINEMENTS) if few else (FINALISTS_OF_MANY, REFINEMENTS_OF_MANY)
@@ -166,6 +170,10 @@ class _Auto:
         for index, devices in enumerate(found):
             if devices not in found[:index]:
                 yield devices
+
+    def _least_s(self, devices: Sequence[int]) -> float:
+        """What no plan of these devices can be faster than: they share all layers, and never wait."""
+        return HOPEFUL / sum(1 / self._drafts.layer_s[device] for device in devices)
 
     def _all_drafts(self, devices: Sequence[int]) -> Iterator[Draft]:
         for modes in GROUP_MODES:

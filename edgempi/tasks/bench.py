@@ -47,6 +47,7 @@ from edgempi.tasks.ways import Planned, needs_bytes, plan_ways
 ROOM_SHARE = 0.8
 """How much of a host's free memory the ways that are timed in turns may take together, where no budget is lent."""
 FLOOR_ROUNDS = 3
+TRACED_PASSES = 3
 
 
 def prepare(config: Config) -> dict[str, Any]:
@@ -67,12 +68,14 @@ def run(job: Job, world: World) -> dict[str, Any]:
     folder = locate(config.model.path, config.model.revision)
     with Checkpoint(folder) as checkpoint, world.patience(PATIENCE):
         agree(world, {"edgempi version": edgempi.__version__, "checkpoint": checkpoint.fingerprint})
+    before = resident_bytes()
     route = pick_route(TORCH_DTYPES[config.weights.dtype.value])  # once, so that all ways use the same kernels
+    kernels_bytes = resident_bytes() - before
     needs = [[needs_bytes(way.job, rank)["peak"] for rank in range(world.size)] for way in running if way.job]
     found: dict[str, dict[str, Any]] = {}
     first: dict[str, Tensor] = {}
     for members in batches(needs, world.all_gather_json(_room_bytes(config.cluster, world))):
-        loaded = [_load(world, running[way], folder, route, config.bench.floor) for way in members]
+        loaded = [_load(world, running[way], folder, route, kernels_bytes, config.bench.floor) for way in members]
         _time(world, loaded, config)
         for one in loaded:
             outputs = one.runner.outputs(one.batch)
@@ -123,8 +126,8 @@ class _Loaded:
     floor_s: list[float] = field(default_factory=list)
 
 
-def _load(world: World, way: Planned, folder: Path, route: Route, floor: bool) -> _Loaded:
-    """Load and warm up, with the memory that this takes. Collective: every rank."""
+def _load(world: World, way: Planned, folder: Path, route: Route, kernels_bytes: int, floor: bool) -> _Loaded:
+    """Load and warm up, with the memory that this takes, the kernels' as if it were alone. Collective: every rank."""
     assert way.job is not None
     spec, work = way.job.spec, way.job.work
     ids, padding = synthetic(spec, work.rows, work.tokens)
@@ -135,7 +138,8 @@ def _load(world: World, way: Planned, folder: Path, route: Route, floor: bool) -
     with world.patience(PATIENCE):
         world.barrier()
         runner.forward(batch)
-    return _Loaded(way, runner, batch, padding, muted(runner.prefill) if floor else None, peak_bytes() - before)
+    used_bytes = peak_bytes() - before + kernels_bytes
+    return _Loaded(way, runner, batch, padding, muted(runner.prefill) if floor else None, used_bytes)
 
 
 def _time(world: World, loaded: Sequence[_Loaded], config: Config) -> None:
@@ -179,14 +183,15 @@ def _figures(world: World, one: _Loaded, cluster: ClusterConfig) -> dict[str, An
 
 
 def _trace(world: World, one: _Loaded, path: str | None, ways: int, cluster: ClusterConfig) -> None:
-    """One more pass, recorded; each way has a file of its own. Collective: every rank."""
+    """A few more passes, recorded one after another; each way has a file of its own. Collective: every rank."""
     if path is None:
         return
     file = Path(path)
     named = file if ways == 1 else file.with_name(f"{file.stem}_{one.way.name}{file.suffix}")
-    world.barrier()
     world.traffic.trace.start()
-    one.runner.forward(one.batch)
+    for _ in range(TRACED_PASSES):
+        world.barrier()
+        one.runner.forward(one.batch)
     write_trace(world, str(named), list(cluster.named_devices()))
 
 

@@ -242,7 +242,8 @@ def _column_blocks(parallel: ParallelConfig, spec: ModelSpec) -> int:
 
 
 def _forms(parallel: ParallelConfig, spec: ModelSpec, weights: str, wire: str) -> Forms:
-    overlaps = Sharing.hybrid in parallel.modes and parallel.overlap is not Overlap.blocking
+    by_heads = not {Sharing.hybrid, Sharing.heads}.isdisjoint(parallel.modes)
+    overlaps = by_heads and parallel.overlap is not Overlap.blocking
     return Forms(
         weight_dtype=weights,
         wire_dtype=wire,

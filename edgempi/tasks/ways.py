@@ -88,8 +88,8 @@ def _configs(config: Config, spec: ModelSpec) -> dict[str, Config]:
 
 
 def _sharing(way: WayConfig, cluster: ClusterConfig, spec: ModelSpec) -> tuple[ParallelConfig, PlannerConfig]:
-    hybrid = way.parallel is WayName.hybrid
-    forms: dict[str, Any] = {"name": way.parallel.value, "decode": Sharing.tensor if hybrid else None}
+    by_heads = way.parallel in (WayName.hybrid, WayName.heads)
+    forms: dict[str, Any] = {"name": way.parallel.value, "decode": Sharing.tensor if by_heads else None}
     forms |= {"overlap": way.overlap, "subtiles": way.subtiles}
     forms |= {"column_blocks": way.column_blocks, "token_chunks": way.token_chunks}
     planner = PlannerConfig(name=way.planner)

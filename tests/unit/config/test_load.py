@@ -45,7 +45,7 @@ def test_groups_of_the_users_own(tmp_path: Path) -> None:
         ("weights.dtype=fp8", "weights.dtype: fp8; it is one of fp32, bf16"),
         (
             "parallel.modes=[tensr]",
-            "parallel.modes[0]: tensr; it is one of single, data, tensor, sequence, hybrid. Perhaps",
+            "parallel.modes[0]: tensr; it is one of single, data, tensor, sequence, hybrid, heads. Perhaps",
         ),
         ("planner.speeds=3", "planner.speeds: Invalid value assigned"),
         ("cluster.devices.a.host=x", "Describe all devices at once"),

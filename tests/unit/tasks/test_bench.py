@@ -48,6 +48,7 @@ def test_ways_run_in_turns_and_agree(folder: Path, tmp_path: Path) -> None:
     ways = {
         "M-LM": WayConfig(parallel=WayName.tensor),
         "ring": WayConfig(overlap=Overlap.ring),
+        "heads": WayConfig(parallel=WayName.heads, overlap=Overlap.ring),
         "int8": WayConfig(overlap=Overlap.ring, wire=WireDtype.int8),
         "alone": WayConfig(parallel=WayName.single),
         "pipeline": WayConfig(parallel=WayName.pipeline),
@@ -67,6 +68,7 @@ def test_ways_run_in_turns_and_agree(folder: Path, tmp_path: Path) -> None:
         for rank in way["ranks"]:
             assert rank["wall_s"] >= rank["waited_s"] >= 0
     assert found["int8"]["relative_error"] > 1e-4
+    assert [found[name]["overlap"] for name in ("M-LM", "ring", "heads")] == ["blocking", "ring", "ring"]
     sent = {name: [rank["bytes_sent"] for rank in way["ranks"]] for name, way in found.items()}
     predicted = {way["name"]: [row["sent_bytes"] for row in way["plan"]] for way in result["ways"]}
     assert sent == predicted
