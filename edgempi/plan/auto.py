@@ -47,7 +47,7 @@ EXACTNESS = ("fp32", "bf16", "int8")
 NOT_ALL_REDUCED = "int8"
 """An all-reduce rounds the whole stream at every step, where token shards keep their own tokens: 1.2 % of the output's
 norm on four devices (OPT-XL's width), where one per cent is what is allowed."""
-WORTH_ROUNDING = 0.03
+WORTH_ROUNDING = 0.01
 """The share of time that a coarser form of travelling must save to be worth its rounding."""
 
 
