@@ -20,6 +20,7 @@ from edgempi.cluster.messages import rank_report
 from edgempi.config.frozen import thaw
 from edgempi.config.schema import Config
 from edgempi.errors import UserError
+from edgempi.models.allocator import use_huge_pages
 from edgempi.report import FAILED, USER_ERROR, deliver
 from edgempi.tasks import Job, load_task
 
@@ -44,6 +45,7 @@ def work(order: Callable[[int], str]) -> int:
     Args:
         order: called on rank 0 with the number of ranks; returns the frozen job, or raises `UserError`.
     """
+    use_huge_pages()
     from edgempi.comm import open_world
 
     with open_world(PREPARE_TIMEOUT_S) as world:

@@ -11,11 +11,14 @@ import sys
 import time
 from collections.abc import Callable
 
+from edgempi.models.allocator import use_huge_pages
+
 ROWS, OUTPUTS, INPUTS = 284, 4096, 1024
 
 
 def main() -> None:
     """Answer until the input ends."""
+    use_huge_pages()
     import torch
 
     # For its imports alone: what a rank holds before it has loaded anything counts as the runtime's, not the model's.

@@ -1,4 +1,4 @@
-"""Tell glibc's allocator what to do with freed memory; elsewhere these do nothing.
+"""Tell the allocators of glibc and torch what to do; where they are others, these do nothing.
 
 Loading makes and drops buffers of every size between the tensors that stay. Left to itself the allocator keeps the
 holes, a quarter of the model's size and more. While `returning` is open, each larger buffer is a mapping of its own
@@ -9,6 +9,7 @@ again and fresh pages cost it time.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,6 +32,15 @@ def returning() -> Iterator[None]:
     finally:
         libc.mallopt(MMAP_THRESHOLD, LARGEST_BYTES)
         libc.mallopt(TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def use_huge_pages() -> None:
+    """Let torch ask for huge pages for larger tensors, where the system gives them to who asks.
+
+    Products read weights that no cache holds, a page after another. To be called before torch makes its first tensor;
+    what the environment says already stands.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def give_back() -> None:
