@@ -9,13 +9,12 @@ Source: Galaxy (arXiv 2405.17245), tile-based overlap; index rules as in `comm/r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from edgempi.plan.apportion import Span, apportion, spans
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """A range of tokens, and the place in the group of the device that owns it."""
 
     owner: int
