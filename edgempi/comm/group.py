@@ -88,6 +88,11 @@ class Group:
         return self._post.size
 
     @property
+    def post(self) -> Post:
+        """Messages to the group's ranks, for exchanges that are made elsewhere."""
+        return self._post
+
+    @property
     def trace(self) -> Trace:
         """The rank's recorder."""
         return self._post.traffic.trace

@@ -51,6 +51,11 @@ class Post:
         return self.transport.size
 
     @property
+    def idle(self) -> bool:
+        """Whether all sends and collectives were seen complete."""
+        return not self._under_way
+
+    @property
     def before(self) -> int:
         """The place of the rank that this one receives from in a ring."""
         return (self.rank - 1) % self.size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,14 +10,12 @@ from torch import Tensor
 
 from edgempi.comm import World
 from edgempi.models.allocator import returning
-from edgempi.models.block import Block
 from edgempi.models.checkpoint import Checkpoint
-from edgempi.models.ends import Embed, Head
 from edgempi.models.families import family_named
 from edgempi.models.kv_cache import KVCache
+from edgempi.models.units import load_units
 from edgempi.models.weights import TORCH_DTYPES, Weights
 from edgempi.ops.linear import Route, pick_route
-from edgempi.ops.norm import Norm
 from edgempi.parallel.batch import Batch
 from edgempi.parallel.choose import settle_overlap
 from edgempi.parallel.executor import Executor, Observer
@@ -97,21 +95,3 @@ class Runner:
     def new_caches(self, rows: int, capacity: int) -> list[KVCache]:
         """Empty key-value caches for a batch, one per microbatch."""
         return [KVCache(capacity) for _ in self._executors["prefill"].microbatches(rows)]
-
-
-def load_units(weights: Weights, units: Iterable[str]) -> dict[str, Block | Embed | Norm | Head]:
-    """Load the units by name, in order."""
-    return {unit: _load(weights, unit) for unit in units}
-
-
-def _load(weights: Weights, unit: str) -> Block | Embed | Norm | Head:
-    stack, _, part = unit.partition(".")
-    match part:
-        case "embed":
-            return Embed(weights, stack)
-        case "norm":
-            return weights.norm(unit, weights.spec.stacks[stack])
-        case "":
-            return Head(weights)
-        case _:
-            return Block(weights, stack, unit)

@@ -14,14 +14,20 @@ from edgempi.plan.spec import ModelSpec, is_layer, stack_of
 WEIGHT_DTYPES = ("fp32", "bf16")
 WIRE_DTYPES = ("fp32", "bf16", "int8")
 OVERLAPS = ("blocking", "ring", "icollective", "auto")
+TRAINING = ("train", "cached")
+"""The phases of a program that trains; the second one, where there is one, begins with weights that were moved."""
 
 
 def check_program(program: Program, spec: ModelSpec) -> None:
     """Check every phase, and that all phases can work with the weights and caches of the first.
 
     Raises:
-        UserError: no `prefill`; a phase that owns other weights, or lays rows and key-value heads out otherwise.
+        UserError: no `prefill`; a phase that owns other weights, or lays rows and key-value heads out otherwise; a
+            phase of training that is none, or shares anything but whole rows.
     """
+    if "train" in program.phases:
+        _check_training(program, spec)
+        return
     if "prefill" not in program.phases:
         raise UserError(
             "program phases", value=list(program.phases), rule="there is a phase named prefill",
@@ -35,6 +41,29 @@ def check_program(program: Program, spec: ModelSpec) -> None:
                 f"phase {name}", value=f"{plan.name}, unlike {first.name}",
                 rule="a later phase works with the weights, the cache and the rows of prefill: it may be the same, or "
                 "hybrid and tensor in place of each other", remedy="Set parallel.decode=tensor, hybrid or null",
+            )  # fmt: skip
+
+
+def _check_training(program: Program, spec: ModelSpec) -> None:
+    first = program.phases["train"]
+    for name, plan in program.phases.items():
+        if name not in TRAINING:
+            raise UserError(
+                "program phases", value=name, rule="beside train there is at most cached", remedy="Leave it out"
+            )
+        check_plan(plan, spec)
+        odd = [stage.modes.name for stage in plan.stages if stage.modes not in (PRESETS["single"], PRESETS["data"])]
+        if odd or plan.token_chunks:
+            raise UserError(
+                f"phase {name}", value=", ".join(odd) or "token_chunks",
+                rule="training shares layers and whole rows: its stages are single or data",
+                remedy="Set the stages' modes to data",
+            )  # fmt: skip
+        if (plan.devices, plan.weight_dtype) != (first.devices, first.weight_dtype):
+            raise UserError(
+                f"phase {name}", value=f"{len(plan.devices)} devices, {plan.weight_dtype}",
+                rule=f"as in train: {len(first.devices)} devices, {first.weight_dtype}",
+                remedy="Name all devices in every phase, idle ones in stages without units",
             )  # fmt: skip
 
 

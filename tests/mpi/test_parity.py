@@ -73,7 +73,9 @@ def _overlapped_cells() -> Iterator[Cell]:
     for model in FAMILIES:
         yield Cell("parity", model.name, "heads", "uneven", 3, overlap="ring", subtiles=2)
     for model in ("bert", "gpt2", "t5"):
-        yield from (Cell("parity", model, "heads", shares, 4, overlap="ring", subtiles=3) for shares in ("even", "zero"))
+        yield from (
+            Cell("parity", model, "heads", shares, 4, overlap="ring", subtiles=3) for shares in ("even", "zero")
+        )
         yield Cell("parity", model, "heads", "zero", 3, overlap="icollective", subtiles=2, column_blocks=2)
         yield Cell("parity", model, "heads", "uneven", 2)
     yield Cell("parity", "gpt2", "hybrid|data", "uneven", 4, microbatches=2, overlap="ring", subtiles=2)

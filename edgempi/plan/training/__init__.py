@@ -1,0 +1,1 @@
+"""Plans for fine-tuning: what a technique keeps and sends, who runs which layers and rows, in which order."""
