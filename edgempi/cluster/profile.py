@@ -124,11 +124,13 @@ class ClusterProfile:
         devices: in rank order.
         links: every ordered pair, where measured.
         weight_dtype: the dtype of weights and activations that `times` are for; None where nothing was measured.
+        settings: of the cluster, by name, without which times and links would be others.
     """
 
     devices: tuple[Device, ...]
     links: tuple[Link, ...] = ()
     weight_dtype: str | None = None
+    settings: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
     def size(self) -> int:

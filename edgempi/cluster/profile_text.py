@@ -24,6 +24,7 @@ def profile_to_dict(profile: ClusterProfile) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "weight_dtype": profile.weight_dtype,
+        "settings": dict(profile.settings),
         "devices": [_device_to_dict(device) for device in profile.devices],
         "links": [asdict(link) for link in profile.links],
     }
@@ -65,7 +66,11 @@ def profile_from_dict(data: object) -> ClusterProfile:
     dtype = data.get("weight_dtype")
     if dtype not in (None, "fp32", "bf16"):
         raise _wrong("weight_dtype", dtype, "fp32, bf16 or null")
-    return ClusterProfile(devices, links, dtype)
+    settings = _entry(data.get("settings", {}), "settings", None)
+    measured = {
+        str(name): None if value is None else _number(value, f"settings.{name}") for name, value in settings.items()
+    }
+    return ClusterProfile(devices, links, dtype, measured)
 
 
 def load_profile(path: str) -> ClusterProfile:

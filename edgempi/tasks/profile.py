@@ -17,6 +17,7 @@ import psutil
 import torch
 from rich.console import Console
 
+from edgempi.cluster.known import profiled_settings
 from edgempi.cluster.profile import ClusterProfile, Device, DeviceMemory, ElementTime, Link
 from edgempi.cluster.profile_text import profile_to_dict, profile_to_yaml, times_from_dict, times_to_dict
 from edgempi.comm import World
@@ -92,7 +93,7 @@ def run(job: Job, world: World) -> dict[str, Any]:
         )
         for (name, device), found, s_per_byte in zip(named.items(), measured, moving, strict=True)
     )  # fmt: skip
-    profile = ClusterProfile(devices, tuple(links), dtype)
+    profile = ClusterProfile(devices, tuple(links), dtype, profiled_settings(config.cluster))
     note = f"Measured on blocks of {config.model.path}, {length} tokens."
     write_atomic(job.payload["save"], profile_to_yaml(profile, note))
     result = profile_to_dict(profile)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgempi.cluster.known import known_profile
+from edgempi.cluster.known import known_profile, profiled_settings
 from edgempi.cluster.profile import ClusterProfile, Device, DeviceMemory, DeviceTimes, ElementTime, LinearTime, Link
 from edgempi.cluster.profile_text import profile_from_yaml, profile_to_dict, profile_to_yaml
-from edgempi.config.schema import ClusterConfig, DeviceConfig
+from edgempi.config.schema import ClusterConfig, DeviceConfig, LabConfig
 from edgempi.errors import UserError
 
 SECONDS = st.floats(0, 1e3)
@@ -44,7 +45,8 @@ def profiles(draw: st.DrawFn) -> ClusterProfile:
     pairs = [(a, b) for a in range(len(devices)) for b in range(len(devices)) if a != b]
     measured = draw(st.lists(st.sampled_from(pairs), unique=True)) if pairs else []
     links = [Link(a, b, draw(SECONDS), draw(st.floats(1, 1e12))) for a, b in measured]
-    return ClusterProfile(tuple(devices), tuple(links), draw(st.sampled_from([None, "fp32", "bf16"])))
+    settings = draw(st.dictionaries(st.sampled_from(["threads_per_rank", "lab.time_scale"]), st.none() | SECONDS))
+    return ClusterProfile(tuple(devices), tuple(links), draw(st.sampled_from([None, "fp32", "bf16"])), settings)
 
 
 @given(profiles(), st.text(alphabet="abc \n"))
@@ -124,6 +126,22 @@ def test_a_profile_of_other_devices(tmp_path: Path, names: tuple[str, ...]) -> N
     path.write_text(profile_to_yaml(example()))
     with pytest.raises(UserError, match="measured on big, small; the cluster is"):
         known_profile(_config(path, *names))
+
+
+def test_a_profile_of_other_settings(tmp_path: Path) -> None:
+    path = tmp_path / "profile.yaml"
+    config = _config(path, "big", "small")
+    config.lab = LabConfig(time_scale=2.0)
+    path.write_text(profile_to_yaml(replace(example(), settings=profiled_settings(config))))
+    assert known_profile(config).measured
+    for lab, said in (
+        (LabConfig(time_scale=1.0), "measured with lab.time_scale=2; this cluster has lab.time_scale=1"),
+        (LabConfig(bandwidth_bits_per_s=None), "measured with lab.bandwidth_bits_per_s=125000000; this .*=null"),
+    ):
+        with pytest.raises(UserError, match=said):
+            known_profile(replace(config, lab=lab))
+    with pytest.raises(UserError, match="measured with threads_per_rank=1; this cluster has threads_per_rank=4"):
+        known_profile(replace(config, threads_per_rank=4))
 
 
 def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
