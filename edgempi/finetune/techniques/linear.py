@@ -45,11 +45,9 @@ class _Product(torch.autograd.Function):
     ) -> Tensor:
         for_x, for_weight = ctx.needs_input_grad[:2]
         ctx.kernel, ctx.compute, ctx.given = kernel, compute, (x.dtype, weight.dtype)
-        read = x.to(compute)
-        # The input in the shorter of its two forms, and the weight itself: what is cast here is cast again.
-        kept = min(read, x, key=lambda form: form.dtype.itemsize)
-        ctx.save_for_backward(kept if for_weight else None, weight if for_x else None)
-        return kernel(read, weight.to(compute), None if bias is None else bias.to(compute), "none")
+        # As they were given, which takes no memory: what is cast here is cast again.
+        ctx.save_for_backward(x if for_weight else None, weight if for_x else None)
+        return kernel(x.to(compute), weight.to(compute), None if bias is None else bias.to(compute), "none")
 
     @staticmethod
     @once_differentiable
@@ -117,6 +115,8 @@ class Product(Tunable):
 
     def __call__(self, x: Tensor, activation: str = "none", between: Poll = nothing) -> Tensor:
         """activation(x W^T + b): x (..., K) to (..., N)."""
+        if self._compute.itemsize < x.dtype.itemsize:
+            x = x.to(self._compute)  # one copy for all parts, and the one that is kept
         columns = []
         for weight, bias in self._parts:
             columns.append(product(x, weight, bias, self._multiply, self._compute))

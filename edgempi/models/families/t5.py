@@ -22,13 +22,14 @@ def spec(config: Any, names: Collection[str]) -> ModelSpec:
         raise refuse_class(kind, "T5ForConditionalGeneration, T5Model or T5EncoderModel")
     scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
     head = Head(rows=config.vocab_size, vocabulary=True, tied="lm_head.weight" not in names, scale=scale)
+    start = getattr(config, "decoder_start_token_id", None)  # transformers leaves it out where none was given
     return ModelSpec(
         family="t5",
         enc=_stack(config, config.num_layers, decoder=False),
         dec=None if kind == "T5EncoderModel" else _stack(config, config.num_decoder_layers, decoder=True),
         head=head if lm else Head(),
         max_tokens=None,
-        start_token=config.pad_token_id if config.decoder_start_token_id is None else config.decoder_start_token_id,
+        start_token=config.pad_token_id if start is None else start,
         stop_tokens=stop_tokens(config),
         pad_token=config.pad_token_id,
     )

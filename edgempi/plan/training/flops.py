@@ -147,7 +147,7 @@ class _Pass:
     def _adapter(self, stack: Stack, tokens: int) -> Flops:
         if self._tuning is None or self._technique is not Technique.adapter:
             return Flops()
-        inside = stack.width // self._tuning.bottleneck_reduction
+        inside = self._tuning.bottleneck(stack.width)
         total = _linear(tokens, inside, stack.width, self._live, True) + _linear(
             tokens, stack.width, inside, True, True
         )

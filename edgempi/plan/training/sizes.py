@@ -189,7 +189,7 @@ def _layer_stored(stack: Stack, tokens: int, memory: int, tuning: Tuning, probab
     if whole:  # the inputs of both linears; ReLU keeps what the second one reads
         mlp += tokens * (h + (0 if stack.activation == "relu" and not stack.gated else stack.mlp_columns))
     if technique is Technique.adapter:
-        mlp += 2 * tokens * (h + 2 * (h // tuning.bottleneck_reduction))
+        mlp += 2 * tokens * (h + 2 * tuning.bottleneck(h))
     return attention + mlp
 
 

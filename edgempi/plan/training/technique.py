@@ -56,6 +56,10 @@ class Tuning:
         """Whether gradients flow through the backbone."""
         return self.technique is not Technique.parallel_adapter
 
+    def bottleneck(self, width: int) -> int:
+        """How wide an adapter is in layers of a width."""
+        return max(1, width // self.bottleneck_reduction)
+
 
 @lru_cache(maxsize=256)
 def side_spec(spec: ModelSpec, reduction: int) -> ModelSpec:
@@ -131,7 +135,7 @@ def _beside(spec: ModelSpec, unit: str, tuning: Tuning) -> Iterator[tuple[str, S
     """Of LoRA and Adapters: what is added to one layer."""
     stack = spec.stacks[stack_of(unit)]
     if tuning.technique is Technique.adapter:
-        inside = max(1, stack.width // tuning.bottleneck_reduction)
+        inside = tuning.bottleneck(stack.width)
         for place in ("attention", "mlp"):
             yield from _linear(f"{unit}.{place}.adapter.down", inside, stack.width)
             yield from _linear(f"{unit}.{place}.adapter.up", stack.width, inside)

@@ -59,3 +59,13 @@ def test_a_hidden_label_adds_nothing() -> None:
     found = loss_of(spec, rows, places(spec, rows), logits)
     assert torch.isclose(found.total, F.cross_entropy(logits[:1], torch.tensor([1])))
     assert torch.equal(found.outputs, logits)
+
+
+def test_a_score_of_minus_one_is_none_that_is_hidden() -> None:
+    spec, scores = replace(classifier(), head=replace(classifier().head, rows=1)), torch.tensor([[0.5], [2.0]])
+    known = Rows(Batch(enc_ids=IDS), torch.tensor([-1.0, 1.0]), ("a", "b"), 2)
+    found = loss_of(spec, known, places(spec, known), scores)
+    assert found.total.item() == 1.5**2 + 1
+    assert found.outputs.tolist() == [0.5, 2.0]
+    hidden = Rows(Batch(enc_ids=IDS), torch.tensor([-1, -1]), ("a", "b"), 2)
+    assert loss_of(spec, hidden, places(spec, hidden), scores).total.item() == 0

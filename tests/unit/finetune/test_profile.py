@@ -121,6 +121,8 @@ def test_lines_are_found() -> None:
             assert layer.backward.row_s == pytest.approx(2 * 0.25 * scale)
             assert layer.backward.fixed_s == pytest.approx(2 * (scale + TICK / layers))
     assert all(off.worst < 1e-6 for name, off in found.residuals.items() if name != "update")
+    # A step takes two ticks whatever it updates: for five numbers, two of one layer alone, and one of two together.
+    assert TICK < found.times.update.seconds(5) < 2 * TICK
     assert found.slowdown == 2.0
     assert over[-1] == 1.0
     assert [backbone for _, backbone in built] == [True] * 6 + [False] * 6
@@ -162,6 +164,7 @@ def test_real_layers_are_given_what_a_stage_gives(technique: Technique) -> None:
     tuning = replace(SIDE, technique=technique, rank=2, bottleneck_reduction=4)
     question = _question(tuning, counts=(1, 2))
     handed: dict[tuple[str, bool], dict[str, tuple[int, ...]]] = {}
+    learnt: dict[str, set[bool]] = {}
 
     def build(units: tuple[str, ...], backbone: bool) -> Trunk:
         before = SPEC.units.index(units[0])
@@ -169,10 +172,22 @@ def test_real_layers_are_given_what_a_stage_gives(technique: Technique) -> None:
             run = next(run for run in pieces(SPEC) if SPEC.units[before - 1] in run)
             trunk = noise_trunk(SPEC, run, tuning, torch.float32)
             handed[units[0], not backbone] = trunk.boundary(random_rows(SPEC, WORK, 2), cached=not backbone)
-        return noise_trunk(SPEC, units, tuning, torch.float32, backbone)
+        found = noise_trunk(SPEC, units, tuning, torch.float32, backbone)
+        forward = found.forward
+
+        def noted(rows: Rows, given: dict[str, Tensor], *more: Any) -> Any:
+            for name, x in given.items():
+                learnt.setdefault(name, set()).add(x.requires_grad)
+            return forward(rows, given, *more)
+
+        found.forward = noted  # type: ignore[method-assign]
+        return found
 
     found = measure_training(build, question)
     assert len(handed) == 5 * len(question.phases)
+    # Gradients go as far back as in a run.
+    assert {"enc", "dec", "memory"} <= learnt.keys()
+    assert all(which == {name.startswith("side.") or tuning.crosses_backbone} for name, which in learnt.items())
     for (unit, cached), shapes in handed.items():
         given = entering(question, unit, 2, cached)
         assert list(given.items()) == list(shapes.items())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -35,7 +35,7 @@ def _refused(folder: Path) -> str:
     return str(caught.value)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data(), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
 def test_slices(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, stored: torch.dtype) -> None:
     folder = tmp_path_factory.mktemp("slices")

@@ -71,6 +71,8 @@ def test_several_weights_are_one_linear() -> None:
     expected = torch.cat([F.linear(x, w, b) for w, b in zip(weights, biases, strict=True)], dim=-1)
     assert torch.allclose(fused(x, "gelu"), F.gelu(expected), atol=1e-12)
     assert torch.autograd.gradcheck(lambda *given: Product(given[:2], given[2:], KERNEL)(x), (*weights, *biases))
+    kept = {tensor.data_ptr() for tensor in _saved(lambda: fused(x))}
+    assert kept == {tensor.data_ptr() for tensor in (x, *weights)}  # no copies of weights
 
 
 def test_low_rank_is_added_to_its_columns() -> None:
@@ -110,6 +112,24 @@ def test_products_run_in_another_precision() -> None:
     assert torch.equal(y, F.linear(x.bfloat16(), weight.bfloat16()).float())
     y.sum().backward()
     assert weight.grad is not None and weight.grad.dtype == torch.float32
+    low = [x.detach().bfloat16().requires_grad_(), weight.detach().bfloat16().requires_grad_()]
+    F.linear(*low).sum().backward()
+    for mine, other in zip((x, weight), low, strict=True):
+        assert mine.grad is not None and other.grad is not None
+        torch.testing.assert_close(mine.grad, other.grad.float(), rtol=1e-2, atol=1e-2)
+
+
+def test_inputs_are_kept_in_the_shorter_form() -> None:
+    """However many parts there are, and whichever of the two dtypes is the narrower."""
+    x, weights = _drawn(2, 3, 8, grad=True).float(), [_drawn(n, 8, grad=True).float() for n in (4, 2)]
+    down = Product(weights, [None, None], KERNEL, torch.bfloat16)
+    kept = {t.data_ptr(): t for t in _saved(lambda: down(x)) if t.shape == x.shape}
+    assert [t.dtype for t in kept.values()] == [torch.bfloat16]
+    short = x.detach().bfloat16()
+    kept = {t.data_ptr(): t for t in _saved(lambda: Product(weights, [None, None], KERNEL)(short))}
+    assert [t.dtype for t in kept.values() if t.shape == x.shape] == [torch.bfloat16]
+    y = Product(weights, [None, None], KERNEL)(short)
+    assert torch.equal(y, F.linear(short.float(), torch.cat(weights)))
 
 
 def test_no_rows_have_gradients_of_zero() -> None:

@@ -50,7 +50,7 @@ def test_it_is_the_formula(name: str, merge: bool, tmp_path: Path) -> None:
     below = _activations(name, wide, spec, given)
     a = _beside(name, narrow, spec, values, below, given)
     hidden = F.linear(a, values["side.up.weight"], values["side.up.bias"])
-    handle = _module(wide, LAST[name]).register_forward_hook(
+    handle = wide.get_submodule(LAST[name]).register_forward_hook(
         lambda module, args, output: _put(output, _first(output) + hidden if merge else hidden)
     )
     expected = theirs_loss(wide, spec, given)
@@ -74,7 +74,7 @@ def _activations(name: str, wide: nn.Module, spec: ModelSpec, given: Any) -> dic
     handles = []
     for stack, place in LAYERS[name].items():
         for layer in range(spec.stacks[stack].layers):
-            module = _module(wide, f"{place}.{layer}")
+            module = wide.get_submodule(f"{place}.{layer}")
 
             def note(module: nn.Module, args: Any, kwargs: Any, output: Any, unit: str = f"{stack}.{layer}") -> None:
                 if unit.endswith(".0"):
@@ -109,8 +109,8 @@ def _beside(
                 x = gate * a + (1 - gate) * down(unit)
                 return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
 
-            _module(narrow, f"{place}.{layer}").register_forward_pre_hook(mix, with_kwargs=True)
-    _module(narrow, LAST[name]).register_forward_hook(lambda module, args, output: out.append(_first(output)))
+            narrow.get_submodule(f"{place}.{layer}").register_forward_pre_hook(mix, with_kwargs=True)
+    narrow.get_submodule(LAST[name]).register_forward_hook(lambda module, args, output: out.append(_first(output)))
     torch.func.functional_call(narrow, _named(narrow, spec, values), kwargs=fields(spec, given))
     return out[0]
 
@@ -125,10 +125,6 @@ def _named(narrow: nn.Module, spec: ModelSpec, values: dict[str, Tensor]) -> dic
         assert there[place].shape == found[place].shape
     assert {place for place in there if ".layer" in place or ".block" in place} <= set(found)
     return found
-
-
-def _module(model: nn.Module, place: str) -> nn.Module:
-    return model.get_submodule(place)
 
 
 def _first(output: Any) -> Tensor:
