@@ -259,6 +259,10 @@ class FinetuneDataConfig:
             self.path is not None or self.source is SourceName.generated, "finetune_data.path", self.path,
             f"source={self.source} reads a file or folder", "Name it, or set source=generated",
         )  # fmt: skip
+        _require(
+            len(self.labels) != 1 and len(set(self.labels)) == len(self.labels), "finetune_data.labels", self.labels,
+            "two classes or more, each named once", "Name all classes of the column, or none",
+        )  # fmt: skip
         fine = self.score_range is None or (len(self.score_range) == 2 and self.score_range[0] < self.score_range[1])
         _require(fine, "finetune_data.score_range", self.score_range, "lowest and highest score", "Set it to [0,5]")
 

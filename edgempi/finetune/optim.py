@@ -22,7 +22,7 @@ from edgempi.plan.training.technique import Technique
 
 RATES = {Technique.full: 3e-4, Technique.lora: 3e-4, Technique.adapter: 3e-4, Technique.parallel_adapter: 3e-3}
 """Learning rates of AdamW: a side network's is that of LST (arXiv 2206.06522), the others' those of PAC's rows."""
-UNDECAYED = frozenset({"bias", "gate", "norm", "q_norm", "k_norm", "relative"})
+UNDECAYED = frozenset({"bias", "norm", "q_norm", "k_norm", "relative"})
 """Words of the names of tensors that weight decay leaves alone, as in `transformers.Trainer`."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from edgempi.errors import UserError
 from edgempi.finetune.cache.found import Budget
 from edgempi.finetune.cache.key import CacheKey
 from edgempi.finetune.caching import cached_units
+from edgempi.finetune.checkpoint.position import spec_fingerprint
 from edgempi.finetune.evaluate import LabelTexts, Reading, classes, scores
 from edgempi.finetune.loss import is_score
 from edgempi.finetune.metrics import Metric, metric_for
 from edgempi.finetune.optim import Method, Optimizing, Schedule, default_rate
 from edgempi.finetune.rhythm import Goal, Rhythm
-from edgempi.plan.spec import ModelSpec
+from edgempi.plan.spec import Head, ModelSpec
 from edgempi.plan.training.technique import Technique, Tuning
 
 CACHES = "~/.cache/edgempi/activations"
@@ -119,7 +120,8 @@ def key_of(
     """
     layers = cached_units(spec, tuning)
     return CacheKey(
-        model=prints["model"],
+        # The same weights give other activations under another configuration; a new head does not.
+        model=f"{prints['model']}-{spec_fingerprint(replace(spec, head=Head()))}",
         tokenizer=prints["tokenizer"],
         template=prints["template"],
         truncation=tuple(prints["truncation"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from edgempi.finetune.cache.files import WriterLock
 from edgempi.finetune.cache.key import CacheKey, Difference, differences
 
 KEY_FILE = "key.json"
+NAME = re.compile(r"[0-9a-f]{32}")
+"""Of a folder: its key's digest."""
 
 
 def take(folder: Path, key: CacheKey) -> WriterLock:
@@ -52,7 +55,10 @@ def _claim(folder: Path, key: CacheKey) -> None:
 def stale(root: Path, key: CacheKey) -> dict[Path, tuple[Difference, ...]]:
     """The caches under `root` that were made with another key, and why each does not serve."""
     folders = sorted(path.parent for path in root.glob(f"*/{KEY_FILE}") if path.parent.name != key.digest)
-    return {folder: why for folder in folders if (why := differences(_read(folder), key))}
+    return {
+        folder: why for folder in folders
+        if NAME.fullmatch(folder.name) and (why := differences(_read(folder), key))
+    }  # fmt: skip
 
 
 def remove_stale(root: Path, key: CacheKey) -> list[Path]:

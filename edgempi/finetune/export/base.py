@@ -107,8 +107,11 @@ def whole_folder(target: Path) -> Iterator[Path]:
             f"export folder {target}", value="it holds something else", rule="an export has a folder of its own",
             remedy="Name another folder",
         )  # fmt: skip
+    target = target.resolve()
     new, old = (target.with_name(f".{target.name}.{end}") for end in ("new", "old"))
     try:
+        if old.exists() and not target.exists():  # a run ended between the two renames below
+            old.rename(target)
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
         new.mkdir(parents=True)
@@ -116,10 +119,15 @@ def whole_folder(target: Path) -> Iterator[Path]:
             yield new
             if target.exists():
                 target.rename(old)
-            new.rename(target)
+            try:
+                new.rename(target)
+            except OSError:
+                if old.exists():
+                    old.rename(target)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(new, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise UserError(
             f"export folder {target}", value=error.strerror, rule="it can be written to",
