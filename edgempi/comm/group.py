@@ -70,12 +70,14 @@ class Group:
         transport: over just these ranks.
         members: their world ranks, in order.
         traffic: the rank's counters.
-        timeout_s: the bound of every wait.
+        bound_s: gives the bound of a wait that begins.
     """
 
-    def __init__(self, transport: Transport, members: Sequence[int], traffic: Traffic, timeout_s: float) -> None:
+    def __init__(
+        self, transport: Transport, members: Sequence[int], traffic: Traffic, bound_s: Callable[[], float]
+    ) -> None:
         self._transport = transport
-        self._post = Post(transport, members, traffic, timeout_s)
+        self._post = Post(transport, members, traffic, bound_s)
 
     @property
     def rank(self) -> int:

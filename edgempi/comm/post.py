@@ -32,12 +32,14 @@ class Post:
         transport: over just the group's ranks.
         members: their world ranks, in order.
         traffic: the rank's counters.
-        timeout_s: the bound of every wait.
+        bound_s: gives the bound of a wait that begins.
     """
 
-    def __init__(self, transport: Transport, members: Sequence[int], traffic: Traffic, timeout_s: float) -> None:
+    def __init__(
+        self, transport: Transport, members: Sequence[int], traffic: Traffic, bound_s: Callable[[], float]
+    ) -> None:
         self.transport, self.traffic = transport, traffic
-        self._members, self._timeout_s = tuple(members), timeout_s
+        self._members, self._bound_s = tuple(members), bound_s
         self._under_way: list[tuple[Any, tuple[Tensor, ...], Flight | None]] = []
 
     @property
@@ -157,4 +159,4 @@ class Post:
             me = f"rank {self._members[self.rank]} on {socket.gethostname()}"
             return f"{me} waits for {names} in {what} of {self.traffic.unit}, {seconds:.0f} s"
 
-        self.traffic.waited(wait_until(condition, self._timeout_s, describe))
+        self.traffic.waited(wait_until(condition, self._bound_s(), describe))

@@ -85,7 +85,7 @@ class World:
         # This wait is bounded, so the library's own wait in `split` is short.
         named = enumerate(self.all_gather_json([color, place]))
         members = [rank for _, rank in sorted((at, rank) for rank, (other, at) in named if other == color)]
-        return Group(self._transport.split(color, place), members, self.traffic, self.timeout_s)
+        return Group(self._transport.split(color, place), members, self.traffic, lambda: self.timeout_s)
 
     def wait(self, requests: Sequence[Any], what: str) -> None:
         """Wait, within the bound, until the requests are complete."""

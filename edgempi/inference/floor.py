@@ -16,5 +16,5 @@ def muted(executor: Executor) -> Executor:
     """
     world, stage = executor.world, executor.plan.stage_of(executor.world.rank)
     silent = World(Mute(world.rank, world.size), world.timeout_s)
-    group = Group(Mute(executor.group.rank, stage.size), stage.devices, silent.traffic, world.timeout_s)
+    group = Group(Mute(executor.group.rank, stage.size), stage.devices, silent.traffic, lambda: world.timeout_s)
     return replace(executor, world=silent, group=group)

@@ -141,3 +141,15 @@ def test_a_lone_world() -> None:
     assert world.all_gather_json(3) == [3]
     with pytest.raises(RuntimeError, match="a lone rank cannot send"):
         Loopback().isend(torch.ones(1), 1, 0)
+
+
+def test_patience_reaches_groups_that_are_there_already() -> None:
+    def run(world: World) -> tuple[str, float]:
+        group = world.group(0)
+        world.timeout_s = 0.05
+        start = time.perf_counter()
+        with world.patience(6), pytest.raises(StuckError):
+            group.post.wait(lambda: False, "what never comes", [1 - world.rank])
+        return world.host, time.perf_counter() - start
+
+    assert all(0.3 <= waited_s < 5 for _, waited_s in on_ranks(2, run))
