@@ -37,6 +37,7 @@ Examples:
   edgempi verify model.path=/a/folder cluster.ranks=3 planner=proportional planner.speeds=[2,1,1]
   mpirun -n 2 edgempi infer                         under a launcher of your own
   edgempi infer cluster=lab_f                       on three unequal devices of an emulated LAN
+  edgempi finetune finetune_data=jsonl finetune_data.path=rows.jsonl      train the assistant on rows of yours
   edgempi lab up cluster=lab_c                      keep such a LAN up; then: lab status, check, down
   edgempi lab run cluster=lab_c -- hostname         a command of yours as its ranks
 
@@ -46,7 +47,7 @@ edgempi TASK --help lists the groups and keys.
 
 def task_help(task: str, groups: Mapping[str, Sequence[str]]) -> str:
     """A task's summary, the choices of the groups, and every key of the schema with its meaning."""
-    choices = "\n".join(f"  {f'{name}=':<10} {', '.join(groups[name])}" for name in groups if name != "task")
+    choices = "\n".join(f"  {f'{name}=':<14} {', '.join(groups[name])}" for name in groups if name != "task")
     keys = []
     for key in describe_keys():
         keys.append(f"  {key.name:<36} {key.type}")

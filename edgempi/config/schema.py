@@ -10,6 +10,14 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import inf
 
+from edgempi.config.finetune import (
+    CacheConfig,
+    EvaluationConfig,
+    FinetuneDataConfig,
+    OptimizerConfig,
+    SystemConfig,
+    TechniqueConfig,
+)
 from edgempi.errors import UserError
 
 
@@ -280,6 +288,11 @@ class TaskConfig:
     """`bench`: how many times each way of sharing is timed, in turns."""
     seconds: float = 8.0
     """`profile`: how long each device measures its blocks; a round that takes longer is finished."""
+    folder: str | None = None
+    """`finetune`: where metrics, checkpoints and what was trained go, on the first device; null: the run's own folder
+    under `outputs`."""
+    resume: bool = False
+    """`finetune`: go on from the latest checkpoint of `task.folder`."""
     action: LabAction = LabAction.status
     """`lab`: what to do, the word after `lab`."""
     device: str | None = None
@@ -348,6 +361,12 @@ class Config:
     wire: WireConfig = field(default_factory=WireConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    technique: TechniqueConfig = field(default_factory=TechniqueConfig)
+    system: SystemConfig = field(default_factory=SystemConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    finetune_data: FinetuneDataConfig = field(default_factory=FinetuneDataConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 

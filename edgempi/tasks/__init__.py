@@ -24,6 +24,7 @@ SUMMARIES = {
     "verify": "compare the shared model with transformers on one process, on your model and your plan",
     "bench": "time ways of sharing in turns, beside what their computation and their bytes alone would take",
     "profile": "measure what each device takes for a model's blocks, and each link, for planners that need times",
+    "finetune": "train a model on your rows with the devices together, and keep what was learned",
     "lab": "bring up, use, check or take down the emulated LAN on this machine: up, status, run, check, down",
     "doctor": "versions, CPU, memory, clocks, latency and bandwidth of every host, and where they disagree",
 }

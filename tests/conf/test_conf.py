@@ -13,6 +13,7 @@ BESIDE = {
     "parallel=single": ["cluster=local1"],
     "parallel=pipeline_hybrid": ["cluster=local4"],
     "planner=manual": ["planner.heads=[3,1]"],
+    "finetune_data=jsonl": ["finetune_data.path=/a/file.jsonl"],
 }
 
 

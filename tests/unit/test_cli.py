@@ -41,7 +41,7 @@ def test_overview_names_the_tasks(words: list[str], capsys: pytest.CaptureFixtur
 def test_task_help_lists_groups_and_keys(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["infer", "--help"]) == 0
     said = capsys.readouterr().out
-    assert "parallel=  data, hybrid, pipeline" in said
+    assert "parallel=      data, heads, hybrid, pipeline" in said
     assert "planner.speeds" in said
     assert "relative speeds in rank order" in said
 

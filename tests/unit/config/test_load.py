@@ -35,7 +35,7 @@ def test_groups_of_the_users_own(tmp_path: Path) -> None:
         ("model.pth=x", "model.pth; there is no such key. Perhaps you meant model.path"),
         ("+model.pth=x", "model.pth; there is no such key. Perhaps you meant model.path"),
         ("clustr=local2", "clustr; there is no such key. Perhaps you meant cluster"),
-        ("+nonsense=1", "nonsense; there is no such key. The groups are cluster, data"),
+        ("+nonsense=1", "nonsense; there is no such key. The groups are cache, cluster, data"),
         ("cluster=local9", "cluster choice: local9; it is one of lab_a, lab_b"),
         ("parallel=hybird", "Perhaps you meant hybrid"),
         ("cluster.ranks=two", "cluster.ranks: Value 'two' of type 'str' could not be converted to Integer"),
@@ -66,4 +66,6 @@ def test_errors_are_one_line_with_a_remedy(override: str, said: str) -> None:
 def test_group_options_are_the_files_of_conf() -> None:
     options = group_options()
     assert options["weights"] == ["bf16", "fp32"]
-    assert set(options) == {"cluster", "data", "experiment", "model", "parallel", "planner", "task", "weights", "wire"}
+    inference = {"cluster", "data", "experiment", "model", "parallel", "planner", "task", "weights", "wire"}
+    training = {"cache", "evaluation", "finetune_data", "optimizer", "system", "technique"}
+    assert set(options) == inference | training
