@@ -333,6 +333,7 @@ def test_a_workshop_keeps_one_lab_and_tells_a_kill_from_a_failure(
     monkeypatch.setattr(measure, "hold", hold)
     monkeypatch.setattr(measure, "bring_up", bring_up)
     monkeypatch.setattr(measure, "retune", retune)
+    monkeypatch.setattr(measure, "_profiled_speeds", lambda path: {"a": 1.0})
     monkeypatch.setattr(measure, "tear_down", lambda: lab.append("down"))
     monkeypatch.setattr(measure, "isolated", lambda *call: None)
     monkeypatch.setattr(measure.Cgroups, "of_machine", lambda: SimpleNamespace(kills=lambda host: kills[host]))
