@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
+from edgempi.cluster.entries import Entries
 from edgempi.cluster.profile import ClusterProfile, Device, DeviceMemory, DeviceTimes, ElementTime, LinearTime, Link
 from edgempi.errors import UserError
 
 FORMAT = "edgempi profile 1"
 REMEDY = "Compare it with one that edgempi profile task.save=profile.yaml writes, or measure again"
+_CHECKED = Entries(REMEDY)
+_number, _entry, _wrong = _CHECKED.number, _CHECKED.entry, _CHECKED.wrong
 
 Record = TypeVar("Record")
 
@@ -166,26 +168,8 @@ def _numbers(kind: type[Record], data: object, where: str) -> Record:
     return kind(**{name: _number(value, f"{where}.{name}") for name, value in entry.items()})
 
 
-def _number(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < inf:
-        raise _wrong(where, value, "a finite number from zero")
-    return value
-
-
-def _entry(data: object, where: str, names: set[str] | None) -> Mapping[str, Any]:
-    if not isinstance(data, Mapping):
-        raise _wrong(where, type(data).__name__, "named values")
-    if names is not None and set(data) != names:
-        raise _wrong(where, f"has {', '.join(map(str, data))}", f"it has {', '.join(sorted(names))}")
-    return data
-
-
 def _list(data: Mapping[str, Any], key: str) -> Sequence[Any]:
     found = data.get(key)
     if not isinstance(found, list):
         raise _wrong(key, type(found).__name__, "a list")
     return found
-
-
-def _wrong(where: str, value: object, rule: str) -> UserError:
-    return UserError(f"profile file {where}", value=value, rule=rule, remedy=REMEDY)

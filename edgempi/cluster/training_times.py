@@ -12,17 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from math import inf
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from edgempi.cluster.entries import Entries
 from edgempi.cluster.profile import ElementTime
 from edgempi.errors import UserError
 
 PHASES = ("train", "cached")
 REMEDY = "Measure again, or leave the section training out of the file"
+_CHECKED = Entries(REMEDY)
+_number, _entry, _wrong = _CHECKED.number, _CHECKED.entry, _CHECKED.wrong
 
 Size = int | bool | None
 
@@ -213,25 +215,7 @@ def _layer(data: object, where: str) -> LayerTime:
     })  # fmt: skip
 
 
-def _number(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < inf:
-        raise _wrong(where, value, "a finite number from zero")
-    return value
-
-
-def _entry(data: object, where: str, names: set[str] | None) -> Mapping[str, Any]:
-    if not isinstance(data, Mapping):
-        raise _wrong(where, type(data).__name__, "named values")
-    if names is not None and set(data) != names:
-        raise _wrong(where, f"has {', '.join(map(str, data))}", f"it has {', '.join(sorted(names))}")
-    return data
-
-
 def _list(data: object, where: str) -> list[Any]:
     if not isinstance(data, list):
         raise _wrong(where, type(data).__name__, "a list")
     return data
-
-
-def _wrong(where: str, value: object, rule: str) -> UserError:
-    return UserError(f"profile file {where}", value=value, rule=rule, remedy=REMEDY)

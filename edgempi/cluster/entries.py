@@ -1,0 +1,39 @@
+"""Values of a file that a person may have edited: what is wrong with them, and what helps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+from edgempi.errors import UserError
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Checks the values of one kind of file.
+
+    Args:
+        remedy: what helps where a value is wrong.
+    """
+
+    remedy: str
+
+    def number(self, value: object, where: str) -> float:
+        """A finite number from zero."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < inf:
+            raise self.wrong(where, value, "a finite number from zero")
+        return value
+
+    def entry(self, data: object, where: str, names: set[str] | None) -> Mapping[str, Any]:
+        """Named values: exactly those of `names`, where it is given."""
+        if not isinstance(data, Mapping):
+            raise self.wrong(where, type(data).__name__, "named values")
+        if names is not None and set(data) != names:
+            raise self.wrong(where, f"has {', '.join(map(str, data))}", f"it has {', '.join(sorted(names))}")
+        return data
+
+    def wrong(self, where: str, value: object, rule: str) -> UserError:
+        """The error that names a place in the file."""
+        return UserError(f"profile file {where}", value=value, rule=rule, remedy=self.remedy)
