@@ -137,6 +137,8 @@ class Session:
         self._main: Station | None = None
         self._now: Station | None = None
         self._filled = 0
+        self._stays = False
+        """Whether the first plan goes on in the later phase: the cache has no room."""
 
     def phases(self, epoch: int, batch: int) -> Phases:
         """Which epochs fill the cache: none, where it has all that the cached epochs need. Collective: every rank.
@@ -163,7 +165,7 @@ class Session:
 
     def plan_of(self, name: str) -> Plan:
         """The plan of a phase."""
-        return self._setup.first if name == TRAIN else self._setup.second
+        return self._setup.first if name == TRAIN or self._stays else self._setup.second
 
     def enter(self, name: str, before: Phase | None, updater: Updater | None) -> Phase:
         """Begin a phase; see `course.Enter`. Collective: every rank."""
@@ -209,10 +211,11 @@ class Session:
 
     def _load(self, station: Station) -> Mapping[str, Tensor]:
         """Put in what a checkpoint gave; returns what the optimizer kept."""
-        if self._restored is None:
+        restored, self._restored = self._restored, None
+        if restored is None:
             return {}
-        station.trunk.trained.load(self._restored.trained)
-        return self._restored.kept
+        station.trunk.trained.load(restored.trained)
+        return restored.kept
 
     def _train(self, kept: Mapping[str, Tensor], name: str = TRAIN) -> Phase:
         """The phase whose backbone runs; by another name where a cache has no room for all."""
@@ -253,6 +256,7 @@ class Session:
         first, kept = self._now, dict(updater.state())
         self.moved = move_cache(self._world, self._cache.cache, self._shift())
         if any(self._world.all_gather_json(len(self.moved.missing))):
+            self._stays = True
             return self._train(kept, CACHED)
         if self._setup.continuation is Continuation.in_place:
             if not self._evaluates:
