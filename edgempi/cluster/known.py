@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from edgempi.cluster.profile import ClusterProfile, Device
 from edgempi.cluster.profile_text import load_profile
-from edgempi.config.schema import ClusterConfig
+from edgempi.config.cluster import ClusterConfig
 from edgempi.errors import UserError
 
 

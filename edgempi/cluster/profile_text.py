@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ import yaml
 
 from edgempi.cluster.entries import Entries
 from edgempi.cluster.profile import ClusterProfile, Device, DeviceMemory, DeviceTimes, ElementTime, LinearTime, Link
+from edgempi.cluster.training_times import TrainingProfile, training_to_list
 from edgempi.errors import UserError
 
 FORMAT = "edgempi profile 1"
@@ -32,10 +34,25 @@ def profile_to_dict(profile: ClusterProfile) -> dict[str, Any]:
     }
 
 
-def profile_to_yaml(profile: ClusterProfile, note: str = "") -> str:
-    """The text of a profile file; `note` says in a comment what it was measured on."""
-    text = yaml.safe_dump(profile_to_dict(profile), sort_keys=False, default_flow_style=None, width=110)
+def profile_to_yaml(profile: ClusterProfile, note: str = "", training: Sequence[TrainingProfile] = ()) -> str:
+    """The text of a profile file.
+
+    Args:
+        profile: devices and links.
+        note: says in a comment what they were measured on.
+        training: what training takes; its section is there where there is something to say.
+    """
+    data = profile_to_dict(profile)
+    if training:
+        data["training"] = training_to_list(training)
+    text = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=110)
     return "".join(f"# {line}\n" for line in note.splitlines()) + text
+
+
+def note_of(text: str) -> str:
+    """The comment that a profile file begins with, as `profile_to_yaml` was given it."""
+    lines = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return "\n".join(line[1:].removeprefix(" ") for line in lines)
 
 
 def profile_from_yaml(text: str) -> ClusterProfile:

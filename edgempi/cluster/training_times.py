@@ -23,6 +23,8 @@ from edgempi.errors import UserError
 
 PHASES = ("train", "cached")
 REMEDY = "Measure again, or leave the section training out of the file"
+MEASURE = "edgempi profile task.training=true"
+"""What measures these times."""
 _CHECKED = Entries(REMEDY)
 _number, _entry, _wrong = _CHECKED.number, _CHECKED.entry, _CHECKED.wrong
 
@@ -97,7 +99,7 @@ def find_training(profiles: Sequence[TrainingProfile], purpose: Purpose) -> Trai
     """The times that were measured for a purpose.
 
     Raises:
-        UserError: there are none; says in what the nearest differ.
+        UserError: there are none; says in what the nearest differ, and how to measure.
     """
     for profile in profiles:
         if profile.purpose == purpose:
@@ -111,8 +113,14 @@ def find_training(profiles: Sequence[TrainingProfile], purpose: Purpose) -> Trai
     raise UserError(
         "training times", value=f"measured for {said}" if said else "none in the profile",
         rule="times are for " + ", ".join(f"{key} {wanted[key]}" for key in nearest or wanted),
-        remedy="Measure them for this technique, model and length",
+        remedy=f"Run {MEASURE} with this run's other overrides, which adds them to the profile, or fine-tune with what "
+        "was measured",
     )  # fmt: skip
+
+
+def with_training(profiles: Sequence[TrainingProfile], new: TrainingProfile) -> tuple[TrainingProfile, ...]:
+    """All of them; what was measured for the same purpose gives way to the new one."""
+    return (*(profile for profile in profiles if profile.purpose != new.purpose), new)
 
 
 def training_to_list(profiles: Sequence[TrainingProfile]) -> list[dict[str, Any]]:
@@ -142,12 +150,6 @@ def training_from_list(data: object, where: str = "training") -> tuple[TrainingP
     return tuple(found)
 
 
-def training_to_yaml(profiles: Sequence[TrainingProfile]) -> str:
-    """The section `training` of a profile file, to be put behind what `profile_to_yaml` writes."""
-    section = {"training": training_to_list(profiles)}
-    return yaml.safe_dump(section, sort_keys=False, default_flow_style=None, width=110)
-
-
 def load_training(path: str) -> tuple[TrainingProfile, ...]:
     """The training times of a profile file; none where it has no such section.
 
@@ -158,7 +160,12 @@ def load_training(path: str) -> tuple[TrainingProfile, ...]:
         data = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
         if not isinstance(data, Mapping) or "training" not in data:
             return ()
-        return training_from_list(data["training"])
+        found = training_from_list(data["training"])
+        counted = len(_list(data.get("devices"), "devices"))
+        for i, profile in enumerate(found):
+            if len(profile.devices) != counted:
+                raise _wrong(f"training[{i}].devices", len(profile.devices), f"one for each of the {counted} devices")
+        return found
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         said = error.strerror if isinstance(error, OSError) else "not YAML"
         raise UserError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
 
-from edgempi.errors import UserError
+from edgempi.config.rules import at_least, require
 
 
 class TechniqueName(StrEnum):
@@ -115,9 +115,9 @@ class TechniqueConfig:
 
     def __post_init__(self) -> None:
         for name in ("rank", "bottleneck_reduction", "reduction"):
-            _at_least(1, f"technique.{name}", getattr(self, name))
-        _at_least(0, "technique.down_rank", self.down_rank)
-        _require(0 < self.alpha < inf, "technique.alpha", self.alpha, "above zero", "Set it to the rank")
+            at_least(1, f"technique.{name}", getattr(self, name))
+        at_least(0, "technique.down_rank", self.down_rank)
+        require(0 < self.alpha < inf, "technique.alpha", self.alpha, "above zero", "Set it to the rank")
 
 
 @dataclass
@@ -134,8 +134,8 @@ class SystemConfig:
     """Gradients are summed in parts of at least so many bytes, under the rest of the backward pass."""
 
     def __post_init__(self) -> None:
-        _at_least(0, "system.device", self.device)
-        _at_least(1, "system.bucket_bytes", self.bucket_bytes)
+        at_least(0, "system.device", self.device)
+        at_least(1, "system.bucket_bytes", self.bucket_bytes)
 
 
 @dataclass
@@ -168,21 +168,21 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         for name in ("accumulate", "epochs", "max_steps"):
-            _at_least(1, f"optimizer.{name}", getattr(self, name))
+            at_least(1, f"optimizer.{name}", getattr(self, name))
         for name in ("rate", "clip", "eps"):
             value = getattr(self, name)
-            _require(
+            require(
                 value is None or 0 < value < inf, f"optimizer.{name}", value, "above zero", "Give a positive number"
             )
         for name in ("beta1", "beta2", "momentum"):
             value = getattr(self, name)
-            _require(0 <= value < 1, f"optimizer.{name}", value, "from 0 to below 1", "Correct it")
-        fine = 0 <= self.warm_up < 1 or self.warm_up == int(self.warm_up) >= 1
-        _require(
+            require(0 <= value < 1, f"optimizer.{name}", value, "from 0 to below 1", "Correct it")
+        fine = 0 <= self.warm_up < 1 or (1 <= self.warm_up < inf and self.warm_up == int(self.warm_up))
+        require(
             fine, "optimizer.warm_up", self.warm_up, "a share below 1, or a whole number of updates", "Set it to 0.1"
         )
-        _require(0 <= self.weight_decay < inf, "optimizer.weight_decay", self.weight_decay, "0 or above", "Set it to 0")
-        _require(
+        require(0 <= self.weight_decay < inf, "optimizer.weight_decay", self.weight_decay, "0 or above", "Set it to 0")
+        require(
             self.name is OptimizerName.adamw or self.rate is not None, "optimizer.rate", self.rate,
             "sgd has no learning rate of its own: it depends on how large gradients are", "Give one, such as 0.1",
         )  # fmt: skip
@@ -203,7 +203,8 @@ class CacheConfig:
     memory_bytes: int = 0
     """For copies in memory, beside the disk."""
     disk_bytes: int | None = None
-    """For files; null: as much as there is, 0: none."""
+    """For files; null: as much as there is, 0: none. Any other number covers all of a device's caches in the folder: a
+    run deletes those that other models and settings have left there."""
     prefetch_samples: int = 32
     """How many samples are read ahead of their use."""
     keep: bool = True
@@ -211,9 +212,9 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         for name in ("factor", "prefetch_samples"):
-            _at_least(1, f"cache.{name}", getattr(self, name))
+            at_least(1, f"cache.{name}", getattr(self, name))
         for name in ("memory_bytes", "disk_bytes"):
-            _at_least(0, f"cache.{name}", getattr(self, name))
+            at_least(0, f"cache.{name}", getattr(self, name))
 
 
 @dataclass
@@ -221,8 +222,9 @@ class FinetuneDataConfig:
     """The rows to train on, and how they become token ids."""
 
     source: SourceName = SourceName.generated
-    """`glue`: a folder with official files; `jsonl`: messages, prompt and completion, or text; `table`: CSV, TSV or
-    parquet with named columns; `generated`: made up, of the shape of `task`."""
+    """`glue`: a folder with official files; `jsonl`: messages (or ShareGPT's conversations), prompt and completion,
+    instruction and output, or text; `table`: CSV, TSV or parquet with named columns; `generated`: made up, of the
+    shape of `task`."""
     task: str | None = "mrpc"
     """`glue` and `generated`: mrpc, stsb, sst2 or qnli; elsewhere what prompts begin with."""
     path: str | None = None
@@ -234,9 +236,10 @@ class FinetuneDataConfig:
     label: str | None = None
     """`table`: the column of the label."""
     labels: list[str] = field(default_factory=list)
-    """`table`: the names of the classes, in order; empty: those that the column holds."""
+    """`table`: the names of the classes, in order; empty: those that the column holds, unless they are fractions."""
     score_range: list[float] | None = None
-    """`table`: lowest and highest score, where the label is a number and no class."""
+    """`table`: lowest and highest score, where the label is a number and no class. It is never guessed: rows to
+    evaluate on may lie beyond those to train on."""
     text_to_text: bool | None = None
     """Whether labels are written as text; null: where the model has an encoder and a decoder."""
     max_tokens: int = 128
@@ -254,17 +257,22 @@ class FinetuneDataConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "max_target_tokens", "batch", "generated_rows"):
-            _at_least(1, f"finetune_data.{name}", getattr(self, name))
-        _require(
+            at_least(1, f"finetune_data.{name}", getattr(self, name))
+        require(
             self.path is not None or self.source is SourceName.generated, "finetune_data.path", self.path,
             f"source={self.source} reads a file or folder", "Name it, or set source=generated",
         )  # fmt: skip
-        _require(
+        require(
             len(self.labels) != 1 and len(set(self.labels)) == len(self.labels), "finetune_data.labels", self.labels,
             "two classes or more, each named once", "Name all classes of the column, or none",
         )  # fmt: skip
-        fine = self.score_range is None or (len(self.score_range) == 2 and self.score_range[0] < self.score_range[1])
-        _require(fine, "finetune_data.score_range", self.score_range, "lowest and highest score", "Set it to [0,5]")
+        edges = self.score_range
+        fine = edges is None or (len(edges) == 2 and -inf < edges[0] < edges[1] < inf)
+        require(fine, "finetune_data.score_range", edges, "lowest and highest score", "Set it to [0,5]")
+        require(
+            not (edges and self.labels), "finetune_data.score_range", edges, "a label is a score or a class",
+            "Leave out score_range, or labels",
+        )  # fmt: skip
 
 
 @dataclass
@@ -289,16 +297,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         for name in ("log_every_steps", "every_steps", "save_every_steps"):
-            _at_least(0, f"evaluation.{name}", getattr(self, name))
+            at_least(0, f"evaluation.{name}", getattr(self, name))
         for name in ("batch", "patience", "checkpoints"):
-            _at_least(1, f"evaluation.{name}", getattr(self, name))
-        _require(0 <= self.gain < inf, "evaluation.gain", self.gain, "0 or above", "Set it to 0")
-
-
-def _at_least(least: int, what: str, value: int | None) -> None:
-    _require(value is None or value >= least, what, value, f"at least {least}", f"Set it to {least} or more")
-
-
-def _require(right: bool, what: str, value: object, rule: str, remedy: str) -> None:
-    if not right:
-        raise UserError(what, value=value, rule=rule, remedy=remedy)
+            at_least(1, f"evaluation.{name}", getattr(self, name))
+        require(0 <= self.gain < inf, "evaluation.gain", self.gain, "0 or above", "Set it to 0")

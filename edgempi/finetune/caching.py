@@ -68,7 +68,7 @@ class RunCache:
         """
         self.rest()
         if units:
-            own = (self.ids[number] for number in _own(numbers, size, plan, rank))
+            own = (self.ids[number] for number in own_numbers(numbers, size, plan, rank))
             self._prefetch = Prefetch(self.cache, own, self._ahead, units)
 
     def read(self, rows: Rows) -> Reader:
@@ -84,7 +84,7 @@ class RunCache:
         if not all(found):
             raise UserError(
                 f"activation cache {self.cache.folder}", value=f"{sum(not one for one in found)} samples are lost",
-                rule="cached epochs find all samples there", remedy="Resume the run: it fills the cache again",
+                rule="cached epochs find all samples there", remedy="Resume the run: what is lost is computed again",
             )  # fmt: skip
         layers = [one.tensors(self._dtype) for one in found]
 
@@ -109,7 +109,7 @@ class RunCache:
         return rows.batch.ids(stack).shape[1] if padding is None else int(padding[row].sum())
 
 
-def _own(numbers: np.ndarray, size: int, plan: Plan, rank: int) -> Iterator[int]:
+def own_numbers(numbers: np.ndarray, size: int, plan: Plan, rank: int) -> Iterator[int]:
     """The samples of a device, in the order of its forward passes."""
     stage = plan.stage_of(rank)
     for batch in batches(numbers, size):

@@ -73,7 +73,7 @@ def collect(
         def fetch(full: str) -> Tensor:
             name = full if full in cargo.shapes else full.partition(".")[2]
             if not source[name]:
-                return both[full]
+                return both[full].detach()
             buffer = torch.empty(cargo.shapes[name], dtype=cargo.dtype)
             world.receive(buffer, source[name])
             return buffer

@@ -54,8 +54,11 @@ class Phase:
         name: `train` or `cached`.
         executor: of the plan.
         tensors: what this device trains, by name.
-        state: what an optimizer kept for them so far (`Updater.state`); not read before the first update.
+        state: what an optimizer kept for them so far (`Updater.state`); not read before the first update, and let go
+            once an updater has taken it over.
         order: from an epoch to its samples' numbers in order, the same on every rank.
+        fit: from the order in which an epoch was begun to the one in which this phase goes on with it: the same
+            mini-batches, each row with a device that can read it.
         begin: called with the numbers of the samples to come, in order, before they are asked for.
         read, keep: handed to the executor (see there).
     """
@@ -65,6 +68,7 @@ class Phase:
     tensors: Mapping[str, Tensor]
     order: Callable[[int], np.ndarray]
     state: Mapping[str, Tensor] = field(default_factory=dict)
+    fit: Callable[[np.ndarray], np.ndarray] = lambda numbers: numbers
     begin: Callable[[np.ndarray], None] = lambda numbers: None
     read: Any = None
     keep: Any = None
@@ -119,6 +123,7 @@ class Calls:
         evaluate: gives figures, equal on every rank; None: nothing is evaluated.
         log: a row of figures by name; those of an evaluation begin with `eval_`.
         save: writes a checkpoint, the best so far or not; None: nothing is saved.
+        weigh: called before each one, when all its gradients are there.
         stop: whether this rank wants the run to end here (see `stopping`).
     """
 
@@ -127,6 +132,7 @@ class Calls:
     evaluate: Callable[[Phase], Mapping[str, float]] | None = None
     log: Callable[[Mapping[str, float | str]], None] = lambda row: None
     save: Callable[[Phase, Updater, Position, bool], None] | None = None
+    weigh: Callable[[Phase, Updater], None] = lambda phase, updater: None
     stop: Callable[[], bool] = lambda: False
 
 

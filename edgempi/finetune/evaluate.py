@@ -57,14 +57,14 @@ class Result(Protocol):
 class Executor(Protocol):
     """What runs a mini-batch forward over all devices."""
 
-    def evaluate(self, rows: int, rows_of: Callable[[Span], Rows], read: Any = None) -> Result:
+    def evaluate(self, rows: int, rows_of: Callable[[Span], Rows], read: Any = None, keep: Any = None) -> Result:
         """Collective: every rank; each row is in the result of one rank."""
         ...
 
 
 def evaluate(
     world: World, executor: Executor, data: Data, reading: Reading | None, metric: Callable[[], Metric],
-    read: Any = None,
+    read: Any = None, keep: Any = None,
 ) -> dict[str, float]:  # fmt: skip
     """The figures of a metric over all samples, with `loss`, `rows` and `unreadable`.
 
@@ -77,13 +77,14 @@ def evaluate(
         reading: how outputs are read; None: they are not, and the metric is given sums of losses and their targets.
         metric: makes a metric that takes what `reading` gives.
         read: of cached activations (see the executor); None: the backbone runs.
+        keep: is given what is to be cached (see there).
 
     Raises:
         UserError: a label is hidden.
     """
     own, loss, targets, unreadable = metric(), 0.0, 0, 0
     for picked in data.picked(by_length(data)):
-        found = executor.evaluate(picked.rows, picked.rows_of, read)
+        found = executor.evaluate(picked.rows, picked.rows_of, read, keep)
         loss += float(found.loss_sum)
         targets += picked.targets
         if reading is None:

@@ -96,10 +96,12 @@ class Executor:
             run = MiniBatch(self._seat, rows_of, read, keep, 1 / targets if targets else 0.0)
             return run.through(turns(self._actions(rows)))
 
-    def evaluate(self, rows: int, rows_of: RowsOf, read: ReaderOf | None = None) -> StepResult:
+    def evaluate(
+        self, rows: int, rows_of: RowsOf, read: ReaderOf | None = None, keep: Keep | None = None
+    ) -> StepResult:
         """Forward passes alone; arguments and result are those of `step`. Collective: every rank."""
         with torch.no_grad():
-            run = MiniBatch(self._seat, rows_of, read, None, None)
+            run = MiniBatch(self._seat, rows_of, read, keep, None)
             return run.through(turns(only_forward(self._actions(rows))))
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from statistics import median
 
 from edgempi.comm import World
 
@@ -21,6 +22,8 @@ class Spent:
         bytes_sent: of all ranks together.
         updates: of the trained tensors.
         samples: that were trained on.
+        median_s: of an update, what comes before it in its epoch included; of the slowest rank. The first update of a
+            run is slower by far, and a mean over few would tell of nothing else.
     """
 
     seconds: float = 0.0
@@ -28,6 +31,7 @@ class Spent:
     bytes_sent: int = 0
     updates: int = 0
     samples: int = 0
+    median_s: float = 0.0
 
 
 class Ledger:
@@ -42,6 +46,7 @@ class Ledger:
     def __init__(self, world: World, account: str, clock: Callable[[], float] = time.perf_counter) -> None:
         self.account = account
         self.spent: defaultdict[str, Spent] = defaultdict(Spent)
+        self._updates: defaultdict[str, list[float]] = defaultdict(list)
         self._world, self._clock = world, clock
         self._mark = self._now()
 
@@ -71,9 +76,11 @@ class Ledger:
 
     def trained(self, updates: int, samples: int) -> None:
         """Note what was trained in the account that is charged now, and book its time."""
-        self.own.updates += updates
-        self.own.samples += samples
+        own, before = self.own, self.own.seconds
+        own.updates += updates
+        own.samples += samples
         self.turn(self.account)
+        self._updates[self.account].append(own.seconds - before)
 
     def update_s(self) -> dict[str, float]:
         """Seconds of an update, of the accounts that have some."""
@@ -82,6 +89,8 @@ class Ledger:
     def together(self) -> dict[str, Spent]:
         """The accounts over all ranks, in the order in which they were first charged. Collective: every rank."""
         self.turn(self.account)
+        for name, taken in self._updates.items():
+            self.spent[name].median_s = median(taken)
         accounts = [
             {name: Spent(**found) for name, found in rank.items()}
             for rank in self._world.all_gather_json({name: asdict(spent) for name, spent in self.spent.items()})
@@ -90,6 +99,7 @@ class Ledger:
         for name, spent in total.items():
             parts = [rank[name] for rank in accounts if name in rank]
             spent.seconds = max(part.seconds for part in parts)
+            spent.median_s = max(part.median_s for part in parts)
             spent.waited_s = sum(part.waited_s for part in parts)
             spent.bytes_sent = sum(part.bytes_sent for part in parts)
         return total

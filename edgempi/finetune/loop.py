@@ -45,8 +45,8 @@ def train(
         enter: makes the phases.
         calls: what is called in between.
         position: where to go on; its `order` is read within an epoch only.
-        begun: the order of the epoch within which the run goes on, where its phase would now make another: cached
-            samples stay with their devices, and these may be others. Used only if it is the position's.
+        begun: the order in which the epoch was begun within which the run goes on: its phase might now make another,
+            since cached samples stay with their devices, and these may be others. Used only if it is the position's.
 
     Raises:
         UserError: a loss or the gradients are not finite, or the data is not that of the position.
@@ -77,6 +77,7 @@ class _Run:
         if self._name() != self.phase.name:
             with self.ledger.within(SWITCH):
                 self.phase = self._enter(self.phase)
+                del self.updater  # what it kept is the new phase's
                 self.updater = self._updater()
         self.ledger.turn(self.phase.name)
         number, skip = self.position.epoch, self.position.batch
@@ -94,16 +95,19 @@ class _Run:
         """The order of an epoch, of which `skip` mini-batches are done; the position knows it from now on."""
         made = self.phase.order(number)
         if not skip:
-            self.position = replace(self.position, order=self.data.fingerprint(made))
-            return made
+            return self._known(made)
         for order in (made, self.begun):
             if order is not None and self.data.fingerprint(order) == self.position.order:
-                return order
+                return self._known(self.phase.fit(order))
         raise UserError(
             f"samples of epoch {number + 1}", value=self.data.fingerprint(made),
             rule=f"the run began it with the samples and the order of {self.position.order}",
             remedy="Resume with the same data, template, batch size and seed",
         )  # fmt: skip
+
+    def _known(self, order: np.ndarray) -> np.ndarray:
+        self.position = replace(self.position, order=self.data.fingerprint(order), phase=self.phase.name)
+        return order
 
     def _name(self) -> str:
         return self.course.phases.of(min(self.position.epoch, self.course.extent.epochs - 1))
@@ -116,6 +120,8 @@ class _Run:
         updater = Updater(self.phase.tensors, self.course.optimizing, counted(held)[self.world.rank])
         if self.position.step:
             updater.load(self.phase.state, self.position.step)
+        # It is the updater's now; nobody is to keep a second one.
+        self.phase = replace(self.phase, state={})
         return updater
 
     def _update(self, group: Sequence[Picked]) -> tuple[dict[str, float], bool]:
@@ -129,6 +135,7 @@ class _Run:
             if place + 1 < len(group):
                 updater.set_aside()
         updater.bring_back()
+        self.calls.weigh(phase, updater)
         wants = self.calls.stop() or time.monotonic() > self._ends
         words = self.world.all_gather_json([own, updater.squares(), wants])
         losses = [math.fsum(word[0][place] for word in words) for place in range(len(group))]

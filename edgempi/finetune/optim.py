@@ -1,8 +1,10 @@
 """One update of the trained tensors: AdamW or SGD, learning rates by schedule, gradients clipped by their global norm.
 
-The optimizers are torch's, and the schedules' factors those of `transformers.optimization` (`get_constant_`, `linear_`
-and `cosine_schedule_with_warmup`), so that a run elsewhere can be repeated here. What is our own is that the tensors of
-a model may lie on several devices, some on more than one: each is counted once in the norm.
+The updates are torch's functional ones (its optimizer classes import a compiler: 70 MB and seconds for every process,
+on devices that have neither to spare), and the schedules' factors those of `transformers.optimization`
+(`get_constant_`, `linear_` and `cosine_schedule_with_warmup`), so that a run elsewhere can be repeated here. What is
+our own is that the tensors of a model may lie on several devices, some on more than one: each is counted once in the
+norm.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 from edgempi.errors import UserError
-from edgempi.finetune.checkpoint.optimizer import optimizer_names, optimizer_state, restore_optimizer
+from edgempi.finetune.checkpoint.optimizer import optimizer_names
 from edgempi.plan.training.technique import Technique
 
 RATES = {Technique.full: 3e-4, Technique.lora: 3e-4, Technique.adapter: 3e-4, Technique.parallel_adapter: 3e-3}
@@ -157,17 +161,9 @@ class Updater:
     ) -> None:
         self.tensors, self.settings = tensors, settings
         self._counts = tensors.keys() if counts is None else counts
-        groups = [
-            {"params": [t for name, t in tensors.items() if decays(name, t)], "weight_decay": settings.weight_decay},
-            {"params": [t for name, t in tensors.items() if not decays(name, t)], "weight_decay": 0.0},
-        ]
+        self._kept: dict[str, Tensor] = {}  # by the name of its kind and the tensor's; made with the first update
+        self._steps = 0
         self._aside: dict[str, Tensor] = {}
-        # Fused, each number is read and written once: on a slow device the update is memory traffic.
-        self._optimizer: torch.optim.Optimizer
-        if settings.method is Method.adamw:
-            self._optimizer = torch.optim.AdamW(groups, settings.rate, settings.betas, settings.eps, fused=True)
-        else:
-            self._optimizer = torch.optim.SGD(groups, settings.rate, settings.momentum, fused=True)
 
     def set_aside(self) -> None:
         """Add the gradients to those set aside, and forget them."""
@@ -201,18 +197,30 @@ class Updater:
         if clip is not None and self.tensors and norm + 1e-6 > clip:
             dtype = next(iter(self.tensors.values())).dtype
             clip_grads_with_norm_(self.tensors.values(), clip, torch.tensor(norm, dtype=dtype))
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
+        if not self._kept:
+            self._kept = self.state()
+        for decayed in (True, False):
+            names = [name for name, tensor in self.tensors.items() if decays(name, tensor) is decayed]
+            if names:
+                self._step(names, rate, self.settings.weight_decay if decayed else 0.0)
+        self._steps += 1
         self.forget()
 
     def forget(self) -> None:
         """Drop the gradients."""
-        self._optimizer.zero_grad(set_to_none=True)
+        for tensor in self.tensors.values():
+            tensor.grad = None
 
     def state(self) -> dict[str, Tensor]:
-        """What is kept for each tensor, by name (`checkpoint.optimizer_state`); zeros before the first update."""
-        return optimizer_state(self._optimizer, self.tensors, self.settings.kinds)
+        """What is kept for each tensor, by name (`checkpoint.optimizer_names`); zeros before the first update."""
+        if self._kept:
+            return dict(self._kept)
+        kinds = self.settings.kinds
+        return {
+            full: torch.zeros_like(tensor, requires_grad=False)
+            for name, tensor in self.tensors.items()
+            for full in optimizer_names([name], kinds)
+        }
 
     def load(self, state: Mapping[str, Tensor], steps: int) -> None:
         """Go on from what another updater kept.
@@ -224,16 +232,41 @@ class Updater:
         Raises:
             UserError: something is missing or of another shape: the state is of another model or optimizer.
         """
-        names = optimizer_names(self.tensors, self.settings.kinds)
-        if missing := next((name for name in names if name not in state), None):
-            raise UserError(
-                "optimizer state", value=f"no {missing}", rule=f"{self.settings.method} keeps one for all it trains",
-                remedy="Resume with the optimizer and the technique that the run began with",
+        kept: dict[str, Tensor] = {}
+        for name, tensor in self.tensors.items():
+            for full in optimizer_names([name], self.settings.kinds):
+                found = state.get(full)
+                if found is None or found.shape != tensor.shape:
+                    raise UserError(
+                        "optimizer state", value=f"no {full}" if found is None else f"{full} of shape {[*found.shape]}",
+                        rule=f"{self.settings.method} keeps one of shape {[*tensor.shape]} for {name}",
+                        remedy="Resume with the optimizer and the technique that the run began with",
+                    )  # fmt: skip
+                kept[full] = found.to(tensor, copy=True)
+        self._kept, self._steps = kept, steps
+
+    @torch.no_grad()
+    def _step(self, names: Sequence[str], rate: float, weight_decay: float) -> None:
+        """Update some of the tensors. Fused: each number is read and written once; on a slow device that is what it
+        takes.
+        """
+        settings, tensors = self.settings, [self.tensors[name] for name in names]
+        gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
+        assert len(gradients) == len(tensors), "every tensor has a gradient"
+        kept = [[self._kept[full] for full in optimizer_names(names, [kind])] for kind in settings.kinds]
+        if settings.method is Method.adamw:
+            steps = [torch.tensor(float(self._steps)) for _ in names]  # counted on by torch, each by itself
+            beta1, beta2 = settings.betas
+            adamw(
+                tensors, gradients, kept[0], kept[1], [], steps, fused=True, amsgrad=False, beta1=beta1, beta2=beta2,
+                lr=rate, weight_decay=weight_decay, eps=settings.eps, maximize=False,
             )  # fmt: skip
-        restore_optimizer(self._optimizer, self.tensors, {name: state[name] for name in names})
-        if self.settings.method is Method.adamw:
-            for tensor in self.tensors.values():
-                self._optimizer.state[tensor]["step"] = torch.tensor(float(steps))
+            return
+        moments: list[Tensor | None] = [*kept[0]] if kept else [None] * len(names)
+        sgd(
+            tensors, gradients, moments, fused=True, weight_decay=weight_decay, momentum=settings.momentum, lr=rate,
+            dampening=0.0, nesterov=False, maximize=False,
+        )  # fmt: skip
 
 
 def _check(what: str, value: object, holds: bool, rule: str) -> None:

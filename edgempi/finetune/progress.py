@@ -50,6 +50,16 @@ class Bar:
             line = f"edgempi: step {moved.position.step} of {self._steps}, {told(moved)}"
             self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
+    def refilled(self, done: int, rows: int) -> None:
+        """Show how far it is with the activations that are computed apart before training goes on."""
+        now = self._clock()
+        said = f"the backbone runs for what the cache lacks: {done} of {rows} rows"
+        if self._bar is not None:
+            self._bar.update(self._task, description=said)
+        elif now - self._told >= EVERY_S or done == rows:
+            self._told = now
+            self._console.print(f"edgempi: {said}", soft_wrap=True, highlight=False, markup=False)
+
     def close(self) -> None:
         """Leave the bar as it is."""
         if self._bar is not None:

@@ -1,4 +1,4 @@
-"""Between the first epoch and the cached ones: what moves to whom, sample by sample and tensor by tensor.
+"""Before the cached epochs: what moves to whom, sample by sample and tensor by tensor.
 
 `plan/training/redistribute.py` says which rows' layers and which parameters change hands; here they do. Cached samples
 travel as the records that they are, to the bit, in chunks: what is in memory at a time is a chunk for each device that
@@ -24,9 +24,10 @@ from edgempi.comm.post import Post
 from edgempi.finetune.cache.store import ActivationCache
 from edgempi.finetune.gradients import Trained, named
 from edgempi.finetune.parcels import Inbound, Outbound
+from edgempi.plan.apportion import Span
 from edgempi.plan.plan import Plan
-from edgempi.plan.training.costs import Costs
-from edgempi.plan.training.redistribute import ParameterMove, Redistribution, owners, redistribute
+from edgempi.plan.training.costs import Costs, layer_spans
+from edgempi.plan.training.redistribute import Holding, Keeper, ParameterMove, cache_moves, reads
 
 CHUNK_BYTES = 8 << 20
 PARAMETERS = "parameters"
@@ -45,19 +46,16 @@ class SampleMove:
 
 @dataclass(frozen=True)
 class Shift:
-    """What an epoch's cache needs to become that of the next ones.
+    """What the devices' caches need to become those that a plan reads.
 
     Attributes:
         moves: from device to device.
-        keepers: for each of the epoch's rows in order, the device that has it afterwards; of a pipeline, its last
-            stage's (see `pinned_order`).
-        layers: what each device reads afterwards of its samples, as the cache calls it.
-        samples: which they are, each once.
+        layers: what each device reads of its samples, as the cache calls it.
+        samples: which they are, as the cache calls them, each once.
         nbytes: of all moves, as the planner counts rows that are as long as the workload's.
     """
 
     moves: tuple[SampleMove, ...]
-    keepers: tuple[int, ...]
     layers: Mapping[int, tuple[str, ...]]
     samples: Mapping[int, tuple[int, ...]]
     nbytes: int
@@ -77,53 +75,67 @@ class Moved:
             computed again.
     """
 
-    body_bytes: int
-    frame_bytes: int
-    sent: int
-    taken: int
-    dropped: int
-    missing: tuple[int, ...]
+    body_bytes: int = 0
+    frame_bytes: int = 0
+    sent: int = 0
+    taken: int = 0
+    dropped: int = 0
+    missing: tuple[int, ...] = ()
+
+    def then(self, later: Moved) -> Moved:
+        """Both parts together; what is missing is missing after the later one."""
+        return Moved(
+            self.body_bytes + later.body_bytes, self.frame_bytes + later.frame_bytes, self.sent + later.sent,
+            self.taken + later.taken, self.dropped + later.dropped, later.missing,
+        )  # fmt: skip
 
 
-def shift(first: Plan, second: Plan, costs: Costs, layers: Sequence[str], batches: Sequence[Sequence[int]]) -> Shift:
-    """Which samples move between two plans. Pure: every rank works out the same.
+def shift(
+    held: Sequence[Holding], homes: Sequence[Keeper], plan: Plan, costs: Costs, layers: Sequence[str],
+    ids: Sequence[int],
+) -> Shift:  # fmt: skip
+    """What moves so that each sample is where it is read. Pure: every rank works out the same.
 
     Args:
-        first: under which the cache was filled.
-        second: under which it will be read.
-        costs: bytes of the layers, without the backbone or with it.
+        held: who has what, of each sample by its number.
+        homes: who reads it, one device of each stage of the plan.
+        plan: under which it is read.
+        costs: bytes of the layers' cache.
         layers: what the cache calls layers: units whose activations are cached.
-        batches: the samples of each mini-batch of the first epoch, in order, as the cache calls them.
+        ids: what it calls the samples; equal ones are cached once.
     """
     cached = set(layers)
-    made: dict[int, Redistribution] = {}
-    found: dict[tuple[int, int, tuple[str, ...]], dict[int, None]] = defaultdict(dict)
+
+    def units(span: Span) -> tuple[str, ...]:
+        return tuple(unit for unit in costs.units(span) if unit in cached)
+
+    each = {(sample, keeper): holding for sample, keeper, holding in zip(ids, homes, held, strict=True)}
+    samples = [sample for sample, _ in each]
+    moves, nbytes = [], 0
+    for move in cache_moves(list(each.values()), [keeper for _, keeper in each], reads(plan, costs), costs):
+        moves.append(SampleMove(move.source, move.target, units(move.layers), tuple(samples[n] for n in move.rows)))
+        nbytes += move.nbytes
+    working = [(stage, span) for stage, span in zip(plan.stages, layer_spans(plan, costs), strict=True) if stage.units]
     needed: dict[int, dict[int, None]] = defaultdict(dict)
-    read: dict[int, tuple[str, ...]] = {}
-    keepers: list[int] = []
-    nbytes = 0
-    for batch in batches:
-        rows = len(batch)
-        if rows not in made:
-            made[rows] = redistribute(first, second, costs, rows)
-        for move in made[rows].cache:
-            units = tuple(unit for unit in costs.units(move.layers) if unit in cached)
-            found[move.source, move.target, units].update(dict.fromkeys(batch[row] for row in move.rows))
-            nbytes += move.nbytes
-        later = owners(second, costs, rows)
-        place = {row: at for at, row in enumerate(made[rows].order)}
-        for span, devices in later:
-            for row, sample in enumerate(batch):
-                device = devices[place[row]]
-                needed[device][sample] = None
-                read[device] = tuple(unit for unit in costs.units(span) if unit in cached)
-        keepers += [later[-1][1][place[row]] for row in range(rows)]
-    moves = (SampleMove(*key, tuple(samples)) for key, samples in found.items())
-    return Shift(tuple(moves), tuple(keepers), read, {d: tuple(samples) for d, samples in needed.items()}, nbytes)
+    for sample, keeper in each:
+        for device in keeper:
+            needed[device][sample] = None
+    return Shift(
+        tuple(moves), {device: units(span) for stage, span in working for device in stage.devices},
+        {device: tuple(found) for device, found in needed.items()}, nbytes,
+    )  # fmt: skip
+
+
+def lacking(cache: ActivationCache, wanted: Shift, rank: int) -> tuple[int, ...]:
+    """The samples that a device shall have, of which some layer that it reads is not there."""
+    mine, layers = wanted.samples.get(rank, ()), wanted.layers.get(rank, ())
+    return tuple(cache.missing(mine, layers)) if mine and layers else ()
 
 
 def move_cache(world: World, cache: ActivationCache, wanted: Shift, chunk_bytes: int = CHUNK_BYTES) -> Moved:
     """Send what others need, take what this device needs, and delete what it needs no longer.
+
+    Where some device has no room for all, nobody deletes anything.
 
     Collective: every rank of the world.
 
@@ -148,17 +160,17 @@ def move_cache(world: World, cache: ActivationCache, wanted: Shift, chunk_bytes:
     inbound = {source: Inbound(post, source, cache) for source in sources}
     _exchange(post, dict(outbound), dict(inbound))
     cache.flush()
+    missing = lacking(cache, wanted, rank)
     with world.patience(1 + wanted.nbytes / chunk_bytes):  # every chunk of others may take as long as the bound
-        world.barrier()
-    mine = wanted.samples.get(rank, ())
-    others = {sample for samples in wanted.samples.values() for sample in samples} - set(mine)
-    dropped = cache.delete(sorted(others))
-    missing = cache.missing(mine, wanted.layers[rank]) if mine and wanted.layers[rank] else []
+        short = any(world.all_gather_json(len(missing)))
+    mine = set(wanted.samples.get(rank, ()))
+    others = {sample for samples in wanted.samples.values() for sample in samples} - mine
+    dropped = 0 if short else cache.delete(sorted(others))
     group.close()
     return Moved(
         sum(one.body_bytes for one in outbound.values()), sum(one.frame_bytes for one in outbound.values()),
         sum(one.records for one in outbound.values()), sum(one.taken for one in inbound.values()),
-        dropped, tuple(missing),
+        dropped, missing,
     )  # fmt: skip
 
 

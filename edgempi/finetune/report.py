@@ -20,6 +20,7 @@ from typing import Any
 
 from edgempi.config.files import write_atomic
 from edgempi.finetune.course import Outcome
+from edgempi.finetune.ledger import Spent
 from edgempi.finetune.rhythm import Goal
 
 CSV_FILE, JSON_FILE, PICTURE_FILE, TENSORBOARD_FOLDER = "metrics.csv", "metrics.json", "loss.png", "tensorboard"
@@ -111,6 +112,23 @@ def summary_of(outcome: Outcome, goal: Goal, settings: Mapping[str, Any], rows: 
         "best": best and {"metric": goal.metric, "score": best.score, "step": best.step},
         "phases": {name: asdict(spent) for name, spent in outcome.spent.items()},
         "settings_fingerprint": settings_fingerprint(settings),
+    }
+
+
+def step_times(
+    spent: Mapping[str, Spent], predicted_s: Mapping[str, float], accumulate: int
+) -> dict[str, dict[str, float | None]]:
+    """Seconds of a mini-batch by phase: `measured_s`, the median, and `predicted_s` as planned (None: it was not).
+
+    Args:
+        spent: by account; those without updates are no phases.
+        predicted_s: by phase.
+        accumulate: mini-batches of an update.
+    """
+    return {
+        name: {"measured_s": one.median_s / accumulate, "predicted_s": predicted_s.get(name)}
+        for name, one in spent.items()
+        if one.updates
     }
 
 

@@ -78,7 +78,7 @@ class Phases:
 
     Attributes:
         continuation: what the epochs do that find a cache.
-        filling: epochs that fill it: one, or none where it is there already.
+        filling: epochs before the first that reads it; the last of them fills it.
     """
 
     continuation: Continuation = Continuation.recompute

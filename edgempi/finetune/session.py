@@ -4,99 +4,43 @@
     cached   the side network alone: in its stages (`in_place`), or after cache and parameters have moved
              (`redistribute`, PAC, arXiv 2408.10746)
 
-Evaluation always runs the backbone, under the plan of `train`; where a run evaluates, that plan's units stay loaded in
-the cached phase too, and are brought up to date before each evaluation. Without it the backbone is let go.
+Evaluation is under the plan of `train`. In the cached phase its rows are read from the cache too (`heldout`); where it
+has no room for them, the backbone stays loaded. What is trained is brought there before each evaluation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from edgempi.comm import World
 from edgempi.comm.wire import wire_named
-from edgempi.finetune.caching import RunCache, cached_units
+from edgempi.finetune.caching import RunCache
+from edgempi.finetune.checkpoint.position import Position
 from edgempi.finetune.course import Phase
-from edgempi.finetune.data.order import batches, order
+from edgempi.finetune.data.order import order
 from edgempi.finetune.executor import Executor
+from edgempi.finetune.gathering import Gathering
+from edgempi.finetune.heldout import HeldOut
+from edgempi.finetune.minibatch import Keep, ReaderOf
 from edgempi.finetune.optim import Updater
-from edgempi.finetune.orders import cached_order
 from edgempi.finetune.picked import Data
-from edgempi.finetune.redistribute import Moved, Shift, move_cache, move_parameters, shift
+from edgempi.finetune.redistribute import move_parameters
+from edgempi.finetune.refill import Told
 from edgempi.finetune.rhythm import CACHED, TRAIN, Phases
+from edgempi.finetune.setup import Setup
 from edgempi.finetune.techniques import Initial
-from edgempi.finetune.techniques.head import TaskHead
 from edgempi.finetune.trunk import Trunk, load_trunk
 from edgempi.models.allocator import give_back
-from edgempi.plan.plan import Plan, Program
-from edgempi.plan.spec import ModelSpec
-from edgempi.plan.training.costs import Costs
-from edgempi.plan.training.measured import OPTIMIZER_COPIES, Kept
+from edgempi.plan.plan import Plan
 from edgempi.plan.training.pac import Continuation
-from edgempi.plan.training.redistribute import redistribute
-from edgempi.plan.training.sizes import layer_bytes, pieces
-from edgempi.plan.training.technique import Tuning
-from edgempi.plan.workload import Workload
+from edgempi.plan.training.redistribute import parameter_moves
 
 PATIENCE = 20
 """Where a rank loads weights or writes files, waits have this many times the usual bound."""
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a run is; the same on every rank but for `folder`.
-
-    Attributes:
-        folder: of the checkpoint, on this host.
-        spec: the model, with the head that is fine-tuned.
-        task: that head.
-        tuning: the technique.
-        initial: how a side network starts.
-        dtype: what the backbone computes in.
-        seed: of the order of rows, and of what training begins with.
-        program: the plans, `train` and maybe `cached`.
-        depths: of each plan, the microbatches that may be under way at each stage.
-        continuation: what the later epochs do.
-        work: tokens of a row.
-        kept: in what form things are kept.
-        kinds: what the optimizer keeps for each parameter.
-        bucket_bytes: see `Executor`.
-    """
-
-    folder: Path
-    spec: ModelSpec
-    task: TaskHead
-    tuning: Tuning
-    initial: Initial
-    dtype: torch.dtype
-    seed: int
-    program: Program
-    depths: Mapping[str, tuple[int, ...]]
-    continuation: Continuation
-    work: Workload
-    kept: Kept
-    kinds: Sequence[str]
-    bucket_bytes: int
-
-    @property
-    def first(self) -> Plan:
-        """The plan of `train`."""
-        return self.program.phases[TRAIN]
-
-    @property
-    def second(self) -> Plan:
-        """The plan of the later epochs."""
-        return self.program.phases.get(CACHED, self.first)
-
-    def costs(self) -> Costs:
-        """The layers' bytes; times are the parent's affair."""
-        layers = layer_bytes(self.spec, self.tuning, self.work, self.kept.weight_dtype, self.kept.cache_bytes)
-        return Costs(pieces(self.spec), layers, (), OPTIMIZER_COPIES[self.kept.optimizer])
 
 
 @dataclass
@@ -116,6 +60,19 @@ class Restored:
     kept: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Judging:
+    """How rows are judged; where nothing is read, the backbone runs, and what it computes may be kept."""
+
+    executor: Executor
+    read: ReaderOf | None = None
+    keep: Keep | None = None
+
+
+Fetch = Callable[[Plan], Restored]
+"""Brings a checkpoint to where a plan trains. Collective: every rank."""
+
+
 class Session:
     """The phases of one run on one rank. Every rank makes one, and calls its methods alike.
 
@@ -124,65 +81,83 @@ class Session:
         setup: what the run is.
         data: the samples.
         cache: of this device; None where nothing is cached.
-        evaluates: whether the backbone is needed throughout.
+        evaluates: whether the run evaluates.
+        held: its held-out rows in the cache; None where nothing is cached.
+        told: told how far it is where lost activations are computed again.
     """
 
-    def __init__(self, world: World, setup: Setup, data: Data, cache: RunCache | None, evaluates: bool) -> None:
-        self.moved: Moved | None = None
-        """What the switch between the phases moved."""
+    def __init__(
+        self, world: World, setup: Setup, data: Data, cache: RunCache | None, evaluates: bool,
+        held: HeldOut | None = None,
+        told: Told = lambda done, rows: None,
+    ) -> None:  # fmt: skip
         self._world, self._setup, self._data, self._cache = world, setup, data, cache
-        self._evaluates = evaluates
-        self._restored: Restored | None = None
+        self._evaluates, self._held, self._reads_held = evaluates, held, False
         self._costs = setup.costs()
+        self.gathering: Gathering | None = None
+        """What the cache went through before it was read; None where nothing is cached."""
+        if cache is not None:
+            self.gathering = Gathering(world, data, cache, setup.second, self._costs, told)
+        self._fetch: Fetch | None = None
         self._main: Station | None = None
         self._now: Station | None = None
-        self._filled = 0
         self._stays = False
         """Whether the first plan goes on in the later phase: the cache has no room."""
 
-    def phases(self, epoch: int, batch: int) -> Phases:
-        """Which epochs fill the cache: none, where it has all that the cached epochs need. Collective: every rank.
+    def phases(self, position: Position, begun: np.ndarray | None) -> Phases:
+        """Which epochs run the backbone. Collective: every rank.
+
+        An epoch that began with it ends with it. Before the first one that reads, an epoch fills the cache where there
+        is nothing in it; what else is missing is computed apart.
 
         Args:
-            epoch: with which the run begins, or goes on.
-            batch: mini-batches of it that are done.
+            position: where the run begins, or goes on.
+            begun: the order of the epoch within which it goes on; None between two.
         """
-        if self._cache is None:
+        if self.gathering is None:
             return Phases()
-        wanted = self._shift()
-        rank = self._world.rank
-        mine = wanted.samples.get(rank, ())
-        lacks = bool(mine and wanted.layers[rank] and self._cache.cache.missing(mine, wanted.layers[rank]))
-        if any(self._world.all_gather_json(lacks)):
-            # An epoch of which a part is done fills no more than its rest.
-            self._filled = epoch + (batch > 0)
-            return Phases(self._setup.continuation, self._filled + 1)
-        return Phases(self._setup.continuation, 0)
+        self.gathering.seen = begun if position.batch else None
+        fills = position.phase != CACHED and (position.batch > 0 or self.gathering.is_empty())
+        return Phases(self._setup.continuation, position.epoch + 1 if fills else 0)
 
-    def restore(self, restored: Restored) -> None:
-        """Begin with what a checkpoint gave this device, under the plan of the first phase that is entered."""
-        self._restored = restored
+    def restore(self, fetch: Fetch) -> None:
+        """Begin with a checkpoint, under the plan of the first phase that is entered."""
+        self._fetch = fetch
+
+    @property
+    def trunks(self) -> tuple[Trunk, ...]:
+        """What is loaded here by now."""
+        return tuple(station.trunk for station in (self._now, self._main) if station is not None)
 
     def plan_of(self, name: str) -> Plan:
-        """The plan of a phase."""
+        """The plan of a phase that was entered."""
         return self._setup.first if name == TRAIN or self._stays else self._setup.second
 
     def enter(self, name: str, before: Phase | None, updater: Updater | None) -> Phase:
         """Begin a phase; see `course.Enter`. Collective: every rank."""
         with self._world.patience(PATIENCE):
             if name == TRAIN:
-                self._main = self._now = self._station(TRAIN, backbone=True)
+                self._now = self._with_backbone()
                 return self._train(self._load(self._now))
-            assert self._cache is not None
             if before is None or updater is None:
                 return self._begin_cached()
             return self._switch(updater)
 
-    def current(self) -> Executor:
-        """An executor that runs the backbone with what is trained by now. Collective: every rank."""
+    def judging(self) -> Judging:
+        """What evaluates with what is trained by now. Collective: every rank."""
+        executor = self._current()
+        if self._held is None or self._stays:
+            return Judging(executor)
+        if not self._reads_held:
+            return Judging(executor, keep=self._held.keep)
+        self._held.begin()
+        return Judging(executor, self._held.read)
+
+    def _current(self) -> Executor:
+        """An executor of the plan of `train` with what is trained by now."""
         assert self._main is not None and self._now is not None, "the run evaluates"
         if self._main is not self._now:
-            moves = redistribute(self._now.plan, self._main.plan, self._costs, self._data.size).parameters
+            moves = parameter_moves(self._now.plan, self._main.plan, self._costs)
             move_parameters(
                 self._world, moves, self._costs, (self._now.trunk.trained, {}), self._main.trunk.trained, ()
             )
@@ -209,11 +184,18 @@ class Session:
         )  # fmt: skip
         return Station(plan, trunk, executor)
 
+    def _with_backbone(self) -> Station:
+        """The plan of `train`, its backbone loaded; made when it is first asked for."""
+        if self._main is None:
+            self._main = self._station(TRAIN, backbone=True)
+        return self._main
+
     def _load(self, station: Station) -> Mapping[str, Tensor]:
-        """Put in what a checkpoint gave; returns what the optimizer kept."""
-        restored, self._restored = self._restored, None
-        if restored is None:
+        """Put in what a checkpoint gives; returns what the optimizer kept."""
+        fetch, self._fetch = self._fetch, None
+        if fetch is None:
             return {}
+        restored = fetch(station.plan)
         station.trunk.trained.load(restored.trained)
         return restored.kept
 
@@ -221,62 +203,96 @@ class Session:
         """The phase whose backbone runs; by another name where a cache has no room for all."""
         assert self._now is not None
         cache, seed, count = self._cache, self._setup.seed, len(self._data.samples)
+
+        def seen(numbers: np.ndarray) -> np.ndarray:
+            if self.gathering is not None:
+                self.gathering.seen = numbers
+            return numbers
+
         return Phase(
-            name, self._now.executor, self._now.trunk.trained.tensors, lambda epoch: order(seed, epoch, count), kept,
-            keep=None if cache is None or name != TRAIN else cache.keep,
+            name, self._now.executor, self._now.trunk.trained.tensors, lambda epoch: seen(order(seed, epoch, count)),
+            kept, fit=seen, keep=None if cache is None or name != TRAIN else cache.keep,
         )  # fmt: skip
 
     def _cached(self, kept: Mapping[str, Tensor]) -> Phase:
-        assert self._now is not None and self._cache is not None
-        now, cache, data, setup = self._now, self._cache, self._data, self._setup
+        assert self._now is not None and self._cache is not None and self.gathering is not None
+        now, cache, size = self._now, self._cache, self._data.size
+        homes, seed = self.gathering.homes, self._setup.seed
         rank, units = self._world.rank, now.trunk.cached_units
 
-        def ordered(epoch: int) -> np.ndarray:
-            return cached_order(
-                setup.seed, epoch, len(data.samples), data.size, setup.first, now.plan, self._costs, self._filled
-            )
-
         def begin(numbers: np.ndarray) -> None:
-            cache.begin(numbers, data.size, now.plan, rank, units)
+            cache.begin(numbers, size, now.plan, rank, units)
 
-        return Phase(CACHED, now.executor, now.trunk.trained.tensors, ordered, kept, begin, cache.read)
+        return Phase(
+            CACHED, now.executor, now.trunk.trained.tensors, lambda epoch: homes.order(seed, epoch), kept,
+            fit=homes.fitted, begin=begin, read=cache.read,
+        )  # fmt: skip
 
     def _begin_cached(self) -> Phase:
-        """From a cache that is there already."""
-        if self._setup.continuation is Continuation.in_place:
-            self._now = self._main = self._station(TRAIN, backbone=self._evaluates)
+        """From a cache that is there already, but for what was lost."""
+        if not self._gathered():
+            self._now = self._with_backbone()
+            return self._train(self._load(self._now), CACHED)
+        self._settle_held()
+        if self._needs_backbone:
+            self._with_backbone()
         else:
+            self._drop_backbone()
+        if self._setup.continuation is Continuation.in_place:
+            if self._main is None:
+                self._main = self._station(TRAIN, backbone=False)
+            self._now = self._main
+        else:
+            if self._evaluates and self._main is None:
+                self._main = self._station(TRAIN, backbone=False)
             self._now = self._station(CACHED, backbone=False)
-            self._main = self._station(TRAIN, backbone=True) if self._evaluates else None
+            self._leave_main()
         return self._cached(self._load(self._now))
 
     def _switch(self, updater: Updater) -> Phase:
         """From the phase that fills the cache to those that read it."""
-        assert self._now is not None and self._cache is not None
+        assert self._now is not None
         first, kept = self._now, dict(updater.state())
-        self.moved = move_cache(self._world, self._cache.cache, self._shift())
-        if any(self._world.all_gather_json(len(self.moved.missing))):
-            self._stays = True
+        if not self._gathered():
             return self._train(kept, CACHED)
+        self._settle_held()
+        self._drop_backbone()
         if self._setup.continuation is Continuation.in_place:
-            if not self._evaluates:
-                first.trunk.drop_backbone()
             return self._cached(kept)
-        second = self._station(CACHED, backbone=False, initial=Initial.blank)
-        moves = redistribute(first.plan, second.plan, self._costs, self._data.size).parameters
+        self._now = second = self._station(CACHED, backbone=False, initial=Initial.blank)
+        moves = parameter_moves(first.plan, second.plan, self._costs)
         before = (first.trunk.trained, kept)
         kept = move_parameters(self._world, moves, self._costs, before, second.trunk.trained, self._setup.kinds)
-        self._now = second
-        if not self._evaluates:
-            first.executor.close()
-            self._main = None
-            give_back()
+        self._leave_main()
         return self._cached(kept)
 
-    def _shift(self) -> Shift:
-        """Which samples are where after the epoch that fills the cache."""
-        assert self._cache is not None
-        setup, data, ids = self._setup, self._data, self._cache.ids
-        numbers = order(setup.seed, self._filled, len(data.samples))
-        listed = [[ids[number] for number in batch] for batch in batches(numbers, data.size)]
-        return shift(setup.first, setup.second, self._costs, cached_units(setup.spec, setup.tuning), listed)
+    def _gathered(self) -> bool:
+        """Bring the cache to where it is read; without room for it, the first plan stays."""
+        assert self.gathering is not None
+        found = self.gathering.bring(lambda: self._with_backbone().executor)
+        self._stays = not found
+        return found
+
+    @property
+    def _needs_backbone(self) -> bool:
+        return self._evaluates and not self._reads_held
+
+    def _settle_held(self) -> None:
+        """Have held-out rows read from the cache from now on, where there is room for them."""
+        if self._held is not None:
+            if self._held.lacking():
+                self._held.fill(self._with_backbone().executor)
+            self._reads_held = not self._held.lacking()
+
+    def _drop_backbone(self) -> None:
+        """Let go of the backbone, unless rows are to be judged with it, before anything else is loaded."""
+        if self._main is not None and not self._needs_backbone:
+            # Whoever still knows the trunk keeps no weights by it.
+            self._main.trunk.drop_backbone()
+            give_back()
+
+    def _leave_main(self) -> None:
+        """Let go of the plan of `train`, unless the run evaluates under it."""
+        if self._main is not None and not self._evaluates:
+            self._main.executor.close()
+            self._main = None

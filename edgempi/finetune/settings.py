@@ -8,7 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgempi.config.finetune import CacheConfig, EvaluationConfig, OptimizerConfig, TechniqueConfig
+import numpy as np
+
+from edgempi.config.finetune import (
+    CacheConfig,
+    EvaluationConfig,
+    FinetuneDataConfig,
+    OptimizerConfig,
+    TechniqueConfig,
+)
 from edgempi.errors import UserError
 from edgempi.finetune.cache.found import Budget
 from edgempi.finetune.cache.key import CacheKey
@@ -18,6 +26,7 @@ from edgempi.finetune.evaluate import LabelTexts, Reading, classes, scores
 from edgempi.finetune.loss import is_score
 from edgempi.finetune.metrics import Metric, metric_for
 from edgempi.finetune.optim import Method, Optimizing, Schedule, default_rate
+from edgempi.finetune.picked import Data
 from edgempi.finetune.rhythm import Goal, Rhythm
 from edgempi.plan.spec import Head, ModelSpec
 from edgempi.plan.training.technique import Technique, Tuning
@@ -41,6 +50,25 @@ def optimizing_of(optimizer: OptimizerConfig, technique: TechniqueConfig) -> Opt
         eps=optimizer.eps,
         momentum=optimizer.momentum,
     )
+
+
+def known_by(
+    optimizing: Optimizing, optimizer: OptimizerConfig, data: FinetuneDataConfig, weight_dtype: str, samples: Data
+) -> dict[str, Any]:
+    """What a run's losses follow from beside model and technique: who resumes it has all of it alike.
+
+    How long it is may change: a run can be gone on with for more epochs.
+    """
+    own = ("rate", "schedule", "warm_up", "weight_decay", "clip", "betas", "eps", "momentum")
+    return {
+        "rows": len(samples.samples),
+        "content of the rows": samples.fingerprint(np.arange(len(samples.samples))),
+        "finetune_data.batch": data.batch,
+        "finetune_data.seed": data.seed,
+        "weights.dtype": weight_dtype,
+        "optimizer.accumulate": optimizer.accumulate,
+        **{f"optimizer.{name}": getattr(optimizing, name) for name in own},
+    }
 
 
 def rhythm_of(evaluation: EvaluationConfig, evaluates: bool) -> Rhythm:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgempi.cluster.mpirun import find_mpirun, launch_command
-from edgempi.config.schema import ClusterConfig
+from edgempi.config.cluster import ClusterConfig
 from edgempi.lab import ring
 from edgempi.lab.calibrate import agent_words, probes
 from edgempi.lab.cgroups import Cgroups

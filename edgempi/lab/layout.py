@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgempi.cluster.mpirun import LOCAL_HOSTS
-from edgempi.config.schema import ClusterConfig
+from edgempi.config.cluster import ClusterConfig
 from edgempi.errors import UserError
 
 HEAD = "head"

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from edgempi.cluster.mpirun import Ranks
 from edgempi.cluster.start import signals_raise
+from edgempi.config.cluster import ClusterConfig
 from edgempi.config.files import write_atomic
-from edgempi.config.schema import ClusterConfig
 from edgempi.errors import UserError
 from edgempi.lab import network, state
 from edgempi.lab.calibrate import Calibration, agent_words, calibrate, recalibrate

@@ -23,7 +23,7 @@ SUMMARIES = {
     "plan": "show (and save) who would own what, with predicted memory and bytes; starts no rank",
     "verify": "compare the shared model with transformers on one process, on your model and your plan",
     "bench": "time ways of sharing in turns, beside what their computation and their bytes alone would take",
-    "profile": "measure what each device takes for a model's blocks, and each link, for planners that need times",
+    "profile": "measure each link, and what each device takes for a model's blocks or to train it, for the planners",
     "finetune": "train a model on your rows with the devices together, and keep what was learned",
     "lab": "bring up, use, check or take down the emulated LAN on this machine: up, status, run, check, down",
     "doctor": "versions, CPU, memory, clocks, latency and bandwidth of every host, and where they disagree",

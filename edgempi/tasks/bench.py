@@ -21,7 +21,8 @@ from torch import Tensor
 import edgempi
 from edgempi.cluster.known import known_profile
 from edgempi.comm import World
-from edgempi.config.schema import ClusterConfig, Config
+from edgempi.config.cluster import ClusterConfig
+from edgempi.config.schema import Config
 from edgempi.inference.floor import muted
 from edgempi.inference.runner import Runner
 from edgempi.lab.layout import describe

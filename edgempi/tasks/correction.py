@@ -9,6 +9,7 @@ from typing import Any
 from edgempi.cluster.known import known_profile
 from edgempi.cluster.profile_text import profile_to_yaml
 from edgempi.cluster.recalibrate import recalibrate
+from edgempi.cluster.training_times import load_training
 from edgempi.config.files import write_atomic
 from edgempi.config.schema import Config
 from edgempi.errors import UserError
@@ -32,6 +33,8 @@ def check_save(config: Config) -> None:
 def save_corrected(config: Config, ways: Sequence[Mapping[str, Any]]) -> str | None:
     """Write the profile with each device as slow as it was over all ways together; on rank 0, where it was asked for.
 
+    Times of training stay as they are: ways of sharing say nothing of them.
+
     Returns:
         The file; None where nothing was asked for, or no way was predicted.
 
@@ -47,7 +50,9 @@ def save_corrected(config: Config, ways: Sequence[Mapping[str, Any]]) -> str | N
     measured = [_sum(way["measured"]["ranks"][rank] for way in known) for rank in range(profile.size)]
     note = f"Corrected by {len(known)} ways of sharing {config.model.path}, {config.data.length} tokens."
     path = Path(config.task.save).expanduser()
-    write_atomic(path, profile_to_yaml(recalibrate(profile, predicted, measured), note))
+    assert config.cluster.profile is not None, "check_save"
+    training = load_training(config.cluster.profile)
+    write_atomic(path, profile_to_yaml(recalibrate(profile, predicted, measured), note, training))
     return str(path)
 
 

@@ -5,8 +5,9 @@ The parent reads and tokenises the rows and plans; samples lie as flat arrays in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from rich.console import Console
 
 from edgempi.cluster.known import known_profile
 from edgempi.cluster.profile import ClusterProfile
-from edgempi.cluster.training_times import find_training, load_training
+from edgempi.cluster.training_times import MEASURE, find_training, load_training
 from edgempi.comm import World
 from edgempi.config.schema import Config
 from edgempi.errors import UserError
-from edgempi.finetune.data.chosen import Chosen, choose, label_ids, labels_of, template_for
+from edgempi.finetune.data.chosen import Chosen, choose, label_ids, labels_of, padding_of, template_for
 from edgempi.finetune.data.handout import write_samples
 from edgempi.finetune.data.samples import Sample, Samples, Template, tokenise
 from edgempi.finetune.settings import check_cache, optimizing_of
@@ -28,7 +29,7 @@ from edgempi.models.source import read_tokenizer
 from edgempi.plan.planners import Forms
 from edgempi.plan.spec import ModelSpec
 from edgempi.plan.text import program_to_dict
-from edgempi.plan.training.asked import kept_of, request_of, tuning_of
+from edgempi.plan.training.asked import kept_of, request_of, tuning_of, work_of
 from edgempi.plan.training.assumed import assumed_times, spoken, with_links
 from edgempi.plan.training.explain import explain_training
 from edgempi.plan.training.measured import Kept, purpose_of
@@ -40,6 +41,9 @@ from edgempi.tasks import Job
 from edgempi.tasks.finetune_run import CHECKPOINTS, EVALUATION_FILE, TRAIN_FILE, train_together
 from edgempi.tasks.finetune_tables import print_outcome
 from edgempi.tasks.model_job import check_length, locate_model
+
+PROFILE = "profile.yaml"
+"""What a file of measured times is called where it has no name yet."""
 
 
 def prepare(config: Config) -> dict[str, Any]:
@@ -53,9 +57,10 @@ def prepare(config: Config) -> dict[str, Any]:
     out = _folder(config)
     chosen = choose(config.finetune_data, out / "data")
     template, tokenizer = template_for(config.finetune_data, chosen, spec), read_tokenizer(folder)
-    head = task_head(spec, labels_of(chosen, spec))
-    tuned = head.applied(spec)
-    rows = _tokenised(chosen, template, tokenizer, config.evaluation.every_steps is not None)
+    head = task_head(spec, labels_of(chosen.task, spec))
+    tuned, pad = head.applied(spec), padding_of(spec, tokenizer)
+    written = label_ids(chosen.task, template, tokenizer)
+    rows = _tokenised(chosen, template, tokenizer, spec, config.evaluation.every_steps is not None)
     for file, samples in rows.items():
         write_samples(out / file, samples.samples)
     train = rows[TRAIN_FILE]
@@ -64,14 +69,15 @@ def prepare(config: Config) -> dict[str, Any]:
     kept = kept_of(config.weights.dtype.value, config.optimizer, config.cache, spec)
     job = TrainingJob(config.finetune_data.batch, len(train.samples), config.optimizer.epochs)
     cluster, planned, work, assumed = _plan(config, tuned, tuning, longest, job, kept)
+    if assumed:
+        print(f"edgempi: {assumed}", file=sys.stderr, flush=True)  # before the long run, not after it
     depths = {"train": planned.found.train.depths}
     predicted = {"train": planned.found.train.step_s}
     if planned.found.cached is not None:
         depths["cached"], predicted["cached"] = planned.found.cached.depths, planned.found.cached.step_s
-    pad, vocabulary = tokenizer.pad_token_id, min(s.embedding.vocabulary for s in spec.stacks.values())
     return {
         "folder": str(out),
-        "spec": tuned.as_dict(),
+        "spec": replace(tuned, pad_token=pad).as_dict(),
         "fresh": list(head.fresh),
         "program": program_to_dict(planned.found.program),
         "depths": {name: list(depth) for name, depth in depths.items()},
@@ -86,12 +92,12 @@ def prepare(config: Config) -> dict[str, Any]:
             "template": train.template,
             "tokenizer": train.tokenizer,
             "truncation": [config.finetune_data.max_tokens, config.finetune_data.max_target_tokens],
-            # Padding is masked: where the model has no row for the tokenizer's, any other id will do.
-            "pad": pad if pad is not None and pad < vocabulary else 0,
+            "pad": pad,
             "metrics": list(chosen.task.metrics) if chosen.task else [],
-            "label_ids": label_ids(chosen.task, template, tokenizer),
+            "label_ids": written,
             "rows": {file: len(samples.samples) for file, samples in rows.items()},
             "told": _told(chosen, rows),
+            "mean_tokens": _mean(tuned, train.samples),
         },
     }
 
@@ -130,40 +136,52 @@ def _folder(config: Config) -> Path:
     return out
 
 
-def _tokenised(chosen: Chosen, template: Template, tokenizer: Any, evaluates: bool) -> dict[str, Samples]:
+def _tokenised(
+    chosen: Chosen, template: Template, tokenizer: Any, spec: ModelSpec, evaluates: bool
+) -> dict[str, Samples]:
     """The samples by the file that they go to."""
-    found = {TRAIN_FILE: tokenise(chosen.train, template, tokenizer)}
+    found = {TRAIN_FILE: tokenise(chosen.train, template, tokenizer, spec)}
     if evaluates and chosen.validation is not None:
-        found[EVALUATION_FILE] = tokenise(chosen.validation, template, tokenizer)
+        found[EVALUATION_FILE] = tokenise(chosen.validation, template, tokenizer, spec)
     return found
 
 
-def _longest(spec: ModelSpec, samples: list[Sample]) -> Workload:
+def _longest(spec: ModelSpec, samples: Sequence[Sample]) -> Workload:
     """The most tokens of each stack."""
+    lengths = _lengths(spec, samples)
+    return Workload(1, *(max(lengths[name], default=0) for name in ("tokens", "memory_tokens")))
 
-    def most(stack: str) -> int:
-        lengths = (len(ids) for sample in samples if (ids := getattr(sample, f"{stack}_ids")) is not None)
-        return max(lengths, default=0)
 
-    return Workload(1, most(spec.last), most("enc") if spec.enc and spec.dec else 0)
+def _mean(spec: ModelSpec, samples: Sequence[Sample]) -> dict[str, float]:
+    """Tokens of a row on average, by stack, as `Workload` calls them."""
+    return {name: sum(found) / max(1, len(found)) for name, found in _lengths(spec, samples).items()}
+
+
+def _lengths(spec: ModelSpec, samples: Sequence[Sample]) -> dict[str, list[int]]:
+    """Tokens of every row: of the stack that the head reads, and of the encoder beside it."""
+    stacks = {"tokens": spec.last, "memory_tokens": "enc" if spec.enc and spec.dec else None}
+    return {
+        name: [len(getattr(sample, f"{stack}_ids")) for sample in samples] if stack else []
+        for name, stack in stacks.items()
+    }
 
 
 def _plan(
     config: Config, spec: ModelSpec, tuning: Tuning, longest: Workload, job: TrainingJob, kept: Kept
 ) -> tuple[ClusterProfile, SystemPlan, Workload, str | None]:
     """The plan for the cluster, for which rows, and what was assumed if nothing was measured."""
-    request = request_of(config.system, config.technique, config.cache)
-    cluster, rows = known_profile(config.cluster), config.finetune_data
-    measured = load_training(config.cluster.profile) if config.cluster.profile else ()
+    request, profile = request_of(config.system, config.technique, config.cache), config.cluster.profile
+    cluster = known_profile(config.cluster)
+    measured = load_training(profile) if profile else ()
     dtype = config.weights.dtype.value
     forms = Forms(dtype, dtype if config.wire.dtype is None else config.wire.dtype.value)
     if measured:
-        both = bool(spec.enc and spec.dec)
-        tokens = (rows.max_target_tokens, rows.max_tokens) if both else (rows.max_tokens, 0)
-        work, assumed = Workload(1, *tokens), None
+        work, assumed = work_of(config.finetune_data, spec), None
         times = find_training(measured, purpose_of(spec, tuning, work, kept)).devices
     else:
-        work, assumed = longest, spoken([device.speed for device in cluster.devices])
+        file, then = profile or PROFILE, "" if profile else f"; then fine-tune with cluster.profile={PROFILE}"
+        how = f"To measure them, run {MEASURE} cluster.profile={file} with this run's other overrides{then}."
+        work, assumed = longest, f"{spoken(cluster)} {how}"
         times = assumed_times(spec, tuning, work, cluster, kept.optimizer)
     cluster = with_links(cluster)
     return cluster, plan_system(request, spec, tuning, work, times, cluster, job, kept, forms), work, assumed

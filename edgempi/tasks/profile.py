@@ -2,6 +2,9 @@
 
 All devices measure at the same time, as they will work at the same time: what they share (a host, a wire) is then
 shared in the figures too.
+
+With `task.training=true` the profile also says what training takes (`profile_training`). Where the file is there
+already, that alone is measured, and added: one file serves inference and several ways of training.
 """
 
 from __future__ import annotations
@@ -17,11 +20,20 @@ import psutil
 import torch
 from rich.console import Console
 
-from edgempi.cluster.known import profiled_settings
+from edgempi.cluster.known import known_profile, profiled_settings
 from edgempi.cluster.profile import ClusterProfile, Device, DeviceMemory, ElementTime, Link
-from edgempi.cluster.profile_text import profile_to_dict, profile_to_yaml, times_from_dict, times_to_dict
+from edgempi.cluster.profile_text import (
+    load_profile,
+    note_of,
+    profile_to_dict,
+    profile_to_yaml,
+    times_from_dict,
+    times_to_dict,
+)
+from edgempi.cluster.training_times import TrainingProfile, load_training, with_training
 from edgempi.comm import World
 from edgempi.comm.probe import moving_s, shared_links
+from edgempi.config.cluster import ClusterConfig
 from edgempi.config.files import write_atomic
 from edgempi.config.schema import Config
 from edgempi.errors import UserError
@@ -35,11 +47,14 @@ from edgempi.profiling.compute import Compute, measure_compute
 from edgempi.profiling.process import resident_bytes
 from edgempi.tasks import Job
 from edgempi.tasks.model_job import PATIENCE, check_length
+from edgempi.tasks.profile_training import ask_training, measure_together, print_training_times, training_of
 from edgempi.tasks.progress import EVERY_S, told
 from edgempi.tasks.tables import size, table
 
 ROOM_SHARE = 0.5
 """How much of the memory that a device lends, or has free, the measured weights may take."""
+TRAINING_SHARE = 0.8
+"""How much of it the layers may take that are trained: all that they keep is counted, and there is no second copy."""
 FILE = "profile.yaml"
 DEVICE_COLUMNS = (
     "device", "linears", "GFLOP/s", "GB/s", "call us", "attention ns", "connective ns", "codecs ns", "moving ns",
@@ -54,29 +69,104 @@ RESIDUALS = (("linear", "median"), ("linear", "worst"), ("attention", "median"),
 
 
 def prepare(config: Config) -> dict[str, Any]:
-    """Read the model's configuration; find out where the profile goes."""
-    path = Path(config.task.save).expanduser() if config.task.save else Path(config.output.directory or ".") / FILE
-    if not path.parent.is_dir():
-        raise UserError(
-            "task.save", value=path, rule="its folder is there", remedy="Name a file in a folder that exists"
-        )
+    """Read the model's configuration; find out what is to be measured, and where the profile goes."""
+    path = _target(config)
     spec = read_spec(locate(config.model.path, config.model.revision))
-    check_length(spec, config.data.length, "measured")
-    return {"spec": spec.as_dict(), "save": str(path)}
+    training = ask_training(config, spec) if config.task.training else None
+    base = _base(config.cluster, path) if config.task.training else None
+    if base is None:
+        check_length(spec, config.data.length, "measured")
+    return {"spec": spec.as_dict(), "save": str(path), "base": base, "training": training}
 
 
 def run(job: Job, world: World) -> dict[str, Any]:
-    """Measure this device, then the links; rank 0 saves the profile."""
+    """Measure this device, then the links, then training; rank 0 saves the profile."""
+    config, payload = job.config, job.payload
+    base, save = payload["base"], payload["save"]
+    result = None if base else _measure(job, world)
+    training: dict[str, Any] | None = None
+    if payload["training"] is not None:
+        room_bytes = _room_bytes(config, world, TRAINING_SHARE)
+        training = measure_together(config, payload["training"], world, room_bytes, _teller(world, "training"))
+    if not world.leads:
+        return {}
+    if base is None:
+        assert result is not None
+        profile, found = result
+        note, known = f"Measured on blocks of {config.model.path}, {config.data.length} tokens.", _left(config, save)
+    else:
+        profile, found = load_profile(base), {}
+        note, known = note_of(Path(base).read_text(encoding="utf-8")), load_training(base)
+    if training is not None:
+        known = with_training(known, training_of(training))
+    write_atomic(save, profile_to_yaml(profile, note, known))
+    return {**found, "training": training, "saved": save}
+
+
+def _target(config: Config) -> Path:
+    """Where the profile goes.
+
+    Raises:
+        UserError: its folder is not there.
+    """
+    adds = config.task.save is None and config.task.training
+    key, named = ("cluster.profile", config.cluster.profile) if adds else ("task.save", config.task.save)
+    path = Path(named).expanduser() if named else Path(config.output.directory or ".") / FILE
+    if not path.parent.is_dir():
+        raise UserError(key, value=path, rule="its folder is there", remedy="Name a file in a folder that exists")
+    return path
+
+
+def _base(cluster: ClusterConfig, path: Path) -> str | None:
+    """The profile that training is added to: the cluster's, or what is where the new one goes; None: there is none yet.
+
+    Raises:
+        UserError: it is no profile, or one of other devices or settings.
+    """
+    path = Path(cluster.profile).expanduser() if cluster.profile else path
+    if not path.exists():
+        return None
+    try:
+        known_profile(replace(cluster, profile=str(path)))
+        load_training(str(path))
+    except UserError as error:
+        remedy = f"{error.remedy}; a file that is not there yet is measured whole"
+        raise UserError(error.what, value=error.value, rule=error.rule, remedy=remedy) from error
+    return str(path)
+
+
+def _left(config: Config, path: str) -> tuple[TrainingProfile, ...]:
+    """Training times of the file that is about to be replaced: they still hold, if it is of these devices."""
+    try:
+        known_profile(replace(config.cluster, profile=path))
+        return load_training(path)
+    except UserError:
+        return ()
+
+
+def _room_bytes(config: Config, world: World, share: float) -> float:
+    """What this device may take for measuring; collective."""
+    free_bytes = psutil.virtual_memory().available
+    lent = list(config.cluster.named_devices().values())[world.rank].memory_budget_bytes
+    sharers = world.all_gather_json(world.host).count(world.host)
+    return share * (lent or free_bytes / sharers)
+
+
+def _measure(job: Job, world: World) -> tuple[ClusterProfile, dict[str, Any]] | None:
+    """Measure the blocks of inference, and the links. Collective: every rank.
+
+    Returns:
+        On rank 0 the profile, and what there is to report of it; None elsewhere.
+    """
     config = job.config
     spec = ModelSpec.from_dict(job.payload["spec"])
     named = config.cluster.named_devices()
     import_bytes, free_bytes = resident_bytes(), psutil.virtual_memory().available
-    lent = list(named.values())[world.rank].memory_budget_bytes
-    sharers = world.all_gather_json(world.host).count(world.host)
-    room_bytes = ROOM_SHARE * (lent or free_bytes / sharers)
+    room_bytes = _room_bytes(config, world, ROOM_SHARE)
     dtype, length = config.weights.dtype.value, config.data.length
     world.barrier()
-    compute = measure_compute(spec, TORCH_DTYPES[dtype], length, config.task.seconds, room_bytes, _teller(world))
+    tell = _teller(world, "blocks")
+    compute = measure_compute(spec, TORCH_DTYPES[dtype], length, config.task.seconds, room_bytes, tell)
     give_back()
     memory = DeviceMemory(import_bytes, max(0, resident_bytes() - import_bytes), free_bytes)
     with world.patience(PATIENCE):
@@ -84,7 +174,7 @@ def run(job: Job, world: World) -> dict[str, Any]:
     links = [Link(**link) for d in told(world, range(1, world.size), "links") for link in shared_links(world, d)]
     moving = world.all_gather_json(_moving_s(world, spec, TORCH_DTYPES[dtype], length, links))
     if not world.leads:
-        return {}
+        return None
     devices = tuple(
         Device(
             name, device.host, device.speed, device.memory_budget_bytes,
@@ -94,15 +184,13 @@ def run(job: Job, world: World) -> dict[str, Any]:
         for (name, device), found, s_per_byte in zip(named.items(), measured, moving, strict=True)
     )  # fmt: skip
     profile = ClusterProfile(devices, tuple(links), dtype, profiled_settings(config.cluster))
-    note = f"Measured on blocks of {config.model.path}, {length} tokens."
-    write_atomic(job.payload["save"], profile_to_yaml(profile, note))
     result = profile_to_dict(profile)
     extra = ("residuals", "blocks", "route", "slowdown", "rounds")
     result["devices"] = [
         {**device, **{key: found[key] for key in extra}}
         for device, found in zip(result["devices"], measured, strict=True)
     ]
-    return {**result, "length": length, "saved": job.payload["save"]}
+    return profile, {**result, "length": length}
 
 
 def _moving_s(world: World, spec: ModelSpec, dtype: torch.dtype, length: int, links: Sequence[Link]) -> float:
@@ -117,7 +205,16 @@ def _moving_s(world: World, spec: ModelSpec, dtype: torch.dtype, length: int, li
 
 
 def report(result: dict[str, Any], console: Console) -> None:
-    """What each device takes, how well that says what whole blocks take, and the links."""
+    """What each device takes, how well that says what whole blocks take, the links, and training."""
+    if "devices" in result:
+        _print_blocks(result, console)
+    if result["training"] is not None:
+        print_training_times(console, result["training"])
+    file = result["saved"]
+    console.print(f"Saved to {file}; plan with it by cluster.profile={file}", soft_wrap=True, markup=False)
+
+
+def _print_blocks(result: dict[str, Any], console: Console) -> None:
     devices = result["devices"]
     console.print(table(f"Devices ({result['weight_dtype']}, {result['length']} tokens)", DEVICE_COLUMNS, [
         _device_row(device, ITEM_BYTES[result["weight_dtype"]]) for device in devices
@@ -140,7 +237,6 @@ def report(result: dict[str, Any], console: Console) -> None:
             for link in result["links"]
         ]  # fmt: skip
         console.print(table("Links (while all send and receive)", ["from", "latency", "payload"], rows))
-    console.print(f"Saved to {result['saved']}; plan with it by cluster.profile={result['saved']}", soft_wrap=True)
 
 
 def _device_row(device: dict[str, Any], item_bytes: int) -> list[str]:
@@ -184,7 +280,7 @@ def _plain(compute: Compute, memory: DeviceMemory) -> dict[str, Any]:
     }
 
 
-def _teller(world: World) -> Callable[[float], None]:
+def _teller(world: World, what: str) -> Callable[[float], None]:
     """Says now and then how far the measuring is, on the rank that talks to a person."""
     last = time.perf_counter()
 
@@ -192,7 +288,7 @@ def _teller(world: World) -> Callable[[float], None]:
         nonlocal last
         if world.leads and time.perf_counter() - last > EVERY_S:
             last = time.perf_counter()
-            sys.stderr.write(f"edgempi: blocks: {over:.0%} measured\n")
+            sys.stderr.write(f"edgempi: {what}: {over:.0%} measured\n")
             sys.stderr.flush()
 
     return tell

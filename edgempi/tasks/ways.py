@@ -8,8 +8,8 @@ from typing import Any
 
 from edgempi.cluster.known import known_profile
 from edgempi.config.check import check_config
+from edgempi.config.cluster import ClusterConfig
 from edgempi.config.schema import (
-    ClusterConfig,
     Config,
     ParallelConfig,
     PlannerConfig,

@@ -14,6 +14,7 @@ BESIDE = {
     "parallel=pipeline_hybrid": ["cluster=local4"],
     "planner=manual": ["planner.heads=[3,1]"],
     "finetune_data=jsonl": ["finetune_data.path=/a/file.jsonl"],
+    "finetune_data=table": ["finetune_data.path=/a/file.csv"],
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from edgempi.config.cluster import ClusterConfig, DeviceConfig
 from edgempi.config.finetune import (
     AfterName,
     CacheConfig,
@@ -19,7 +20,7 @@ from edgempi.config.finetune import (
     TechniqueConfig,
     TechniqueName,
 )
-from edgempi.config.schema import ClusterConfig, Config, DeviceConfig, ModelConfig, TaskConfig
+from edgempi.config.schema import Config, ModelConfig, TaskConfig
 
 ROWS = 12
 SPEEDS = (3.0, 1.0)

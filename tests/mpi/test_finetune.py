@@ -14,13 +14,17 @@ from rich.console import Console
 from edgempi.comm import lone_world
 from edgempi.config.frozen import freeze
 from edgempi.config.schema import Config
+from edgempi.errors import UserError
+from edgempi.finetune.cache.found import Budget
+from edgempi.finetune.cache.key import CacheKey
+from edgempi.finetune.cache.store import ActivationCache
 from edgempi.finetune.export import read_own
 from edgempi.plan.memory import RUNTIME_BYTES
 from edgempi.tasks.finetune import prepare, report
 from edgempi.tasks.finetune_run import train_together
 from models.worded import build_worded
 from mpi.finetune import ROWS, job
-from mpi.launch import run_ranks
+from mpi.launch import Ended, run_ranks
 
 pytestmark = pytest.mark.mpi
 
@@ -45,13 +49,18 @@ def _alone(config: Config) -> dict[str, Any]:
     return train_together(config, prepare(config), lone_world())
 
 
-def _together(configs: list[Config], tmp_path: Path) -> list[dict[str, Any]]:
+def _started(configs: list[Config], tmp_path: Path, *words: str) -> Ended:
+    """On two ranks."""
     files = []
     for number, config in enumerate(configs):
         file = tmp_path / f"job{number}.yaml"
         file.write_text(freeze(config, prepare(config)), encoding="utf-8")
         files.append(str(file))
-    ended = run_ranks(2, "mpi.ranks_finetune", [str(tmp_path / "result.json"), *files], 120)
+    return run_ranks(2, "mpi.ranks_finetune", [str(tmp_path / "result.json"), *words, *files], 120)
+
+
+def _together(configs: list[Config], tmp_path: Path) -> list[dict[str, Any]]:
+    ended = _started(configs, tmp_path)
     assert ended.status == 0, ended.err
     found: list[dict[str, Any]] = json.loads((tmp_path / "result.json").read_text())
     return found
@@ -96,3 +105,54 @@ def test_a_cache_that_is_there_is_read(model: Path, tmp_path: Path) -> None:
     for found in (first, again, roomless):
         assert found["losses"] == pytest.approx(plain["losses"], rel=1e-5)
         assert found["final"] == pytest.approx(plain["final"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(1, 3), (3, 8)])
+def test_a_rank_is_killed_and_the_other_goes_on(epoch: int, step: int, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    build_worded("t5", model)
+
+    def made(name: str, ranks: int, **more: Any) -> Config:
+        folder = tmp_path / name / "run"
+        config = job(model, folder, "eddl", ranks, cached=True, after="in_place", evaluates=False, **more)
+        return replace(config, evaluation=replace(config.evaluation, save_every_steps=1))
+
+    # A lone device shuffles freely after the first epoch; in the third one the order of both goes on.
+    undisturbed = _alone(made("alone", 1)) if epoch == 1 else _together([made("undisturbed", 2)], tmp_path)[0]
+    assert _started([made("killed", 2)], tmp_path, f"kill=1:{step}").status not in (0, None)
+    held = _cached(tmp_path / "killed" / "cache" / "device0")
+    assert 0 < held < ROWS
+    resumed = _alone(made("killed", 1, resume=True))
+    assert resumed["began_at"] == step - 1
+    # What the backbone was run for is what nobody had.
+    assert resumed["ranks"][0]["cache"]["stored"] == ROWS - held
+    least = 1 if epoch == 1 else ROWS - held  # in the first one, what had not been seen is run anyway
+    assert least <= resumed["refilled_rows"] <= ROWS - held
+    assert resumed["losses"] == pytest.approx(undisturbed["losses"], rel=1e-5)
+    console = Console(file=io.StringIO(), width=200)
+    report(resumed, console)
+    assert f"apart for {resumed['refilled_rows']} samples" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_other_rows_are_not_gone_on_with(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    build_worded("bert", model)
+    _alone(job(model, tmp_path / "run", "standalone", 1, max_steps=2))
+    config = job(model, tmp_path / "run", "standalone", 1, resume=True)
+    fewer = replace(config, finetune_data=replace(config.finetune_data, generated_rows=ROWS - 3))
+    with pytest.raises(UserError, match=rf"rows {ROWS} \(here {ROWS - 3}\), content of the rows"):
+        _alone(fewer)
+    with pytest.raises(UserError, match=r"optimizer.rate 0\.02 \(here 0\.03\)"):
+        _alone(replace(config, optimizer=replace(config.optimizer, rate=0.03)))
+
+
+def _cached(folder: Path) -> int:
+    """How many samples a device has all layers of."""
+    (file,) = folder.glob("*/key.json")
+    about = json.loads(file.read_text())
+    about.pop("format")
+    key = CacheKey(**{name: tuple(value) if isinstance(value, list) else value for name, value in about.items()})
+    with ActivationCache(folder, key, Budget()) as store:
+        return len(store.samples()) - len(store.missing(store.samples()))

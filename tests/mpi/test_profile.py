@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from edgempi.cluster.known import known_profile
-from edgempi.config.schema import ClusterConfig
+from edgempi.config.cluster import ClusterConfig
+from edgempi.tasks.finetune import report
+from models.worded import build_worded
 
 pytestmark = pytest.mark.mpi
 
@@ -28,3 +32,30 @@ def test_a_profile_is_measured_saved_and_used(run_edgempi, tmp_path: Path) -> No
         assert 50e6 < device.memory.import_bytes < 2e9
         assert device.times.linear.seconds(16, 64, 64) > 0
         assert {block["block"] for block in said["blocks"]} == {"attention", "mlp", "connective"}
+
+
+def test_training_is_measured_and_fine_tuned_with(run_edgempi, tmp_path: Path) -> None:
+    build_worded("t5", tmp_path / "model")
+    path = tmp_path / "profile.yaml"
+    asked = (
+        f"model.path={tmp_path / 'model'}", f"cluster.profile={path}", "technique.reduction=2",
+        "finetune_data.max_tokens=48", "finetune_data.max_target_tokens=6",
+    )  # fmt: skip
+    done = run_edgempi("profile", "--json", "task.training=true", "data.length=16", "task.seconds=0.2", *asked)
+    assert done.returncode == 0, done.stderr
+    assert {device["device"] for device in json.loads(done.stdout)["training"]["devices"]} == {"device0", "device1"}
+    assert known_profile(ClusterConfig(ranks=2, profile=str(path))).measured
+
+    rows = ("finetune_data.generated_rows=12", "finetune_data.batch=4", "cache.enabled=true", "optimizer.epochs=2")
+    folders = (f"cache.folder={tmp_path / 'cache'}", f"task.folder={tmp_path / 'run'}")
+    done = run_edgempi("finetune", "--json", "system.after=in_place", *asked, *rows, *folders)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["assumed"] is None
+    assert found["plan"]["phases"][0]["step_s"] == found["steps"]["train"]["predicted_s"]
+    for phase in ("train", "cached"):
+        assert found["steps"][phase]["measured_s"] > 0
+        assert found["steps"][phase]["predicted_s"] > 0
+    said = io.StringIO()
+    report(found, Console(file=said, width=200))
+    assert "predicted from measured times for rows of 48 and 6 tokens" in said.getvalue()

@@ -48,8 +48,14 @@ class Codec:
         return self._place[layer]
 
     def project(self, x: Tensor) -> Tensor:
-        """What is kept of (..., D) hidden states before rounding: (..., D / factor)."""
-        return x if self._matrix is None else x @ self._matrix.to(x.dtype)
+        """What is kept of (..., D) hidden states before rounding: (..., D / factor), in fp32 at least.
+
+        A backbone in bf16 has the projection that a side network in fp32 would take of what it gives.
+        """
+        if self._matrix is None:
+            return x
+        exact = torch.promote_types(x.dtype, self._matrix.dtype)
+        return x.to(exact) @ self._matrix.to(exact)
 
     def nbytes(self, tokens: Mapping[str, int]) -> int:
         """The length of a record of these layers, by the tokens of each."""

@@ -62,18 +62,22 @@ def stale(root: Path, key: CacheKey) -> dict[Path, tuple[Difference, ...]]:
 
 
 def remove_stale(root: Path, key: CacheKey) -> list[Path]:
-    """Delete the caches under `root` that were made with another key, but for those in use; returns which."""
+    """Delete the caches under `root` that were made with another key; returns which.
+
+    Those in use stay, and those that this user may not delete.
+    """
     removed = []
     for folder in stale(root, key):
         try:
             lock = WriterLock(folder)
-        except UserError:
+        except (UserError, OSError):
             continue
         try:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
         finally:
             lock.release()
-        removed.append(folder)
+        if not folder.exists():
+            removed.append(folder)
     return removed
 
 

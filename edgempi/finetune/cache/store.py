@@ -102,6 +102,11 @@ class ActivationCache:
         with self._guard:
             return [sample for sample in samples if not wanted <= self._here(sample)]
 
+    def held(self, samples: Iterable[int]) -> list[frozenset[str]]:
+        """The layers that are here, of each of `samples`."""
+        with self._guard:
+            return [frozenset(self.key.layers[place] for place in self._here(sample)) for sample in samples]
+
     def put(self, sample: int, layers: Mapping[str, Tensor]) -> Tier:
         """Cache hidden states of a sample, without padding; layers that are here already are left out.
 

@@ -2,10 +2,12 @@
 
     trained.safetensors     the trained parameters, by edgempi's names
     optimizer.safetensors   what the optimizer keeps for them (see `optimizer`)
-    position.json           where the run stood, to what it belongs, and the seals of both files
+    order.safetensors       within an epoch, the order of its samples: on other devices it could not be made again
+    position.json           where the run stood, to what it belongs, and the seals of the other files
 
-`latest` and `best` are text files with a folder's name. A folder is written under a temporary name, made durable and
-renamed, so a crash leaves either the folder or nothing of that name.
+A folder is written under a temporary name, made durable and renamed, so a crash leaves either the folder or nothing of
+that name. Which one is the latest follows from the names, which one was best from the latest's position; `latest` and
+`best` are text files that say so to people, and are read by nobody else.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from edgempi.config.files import write_atomic
@@ -26,6 +30,7 @@ from edgempi.finetune.checkpoint.tensors import DamagedError, Seal, TensorFile, 
 
 TRAINED_FILE = "trained.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
+ORDER_FILE, ORDER = "order.safetensors", "order"
 PREFIX = "checkpoint-"
 LATEST, BEST = "latest", "best"
 NEW, OLD, DROPPED = ".new", ".old", ".dropped"
@@ -38,7 +43,7 @@ class Found:
 
     Attributes:
         folder: for `load_trained` and `load_optimizer`.
-        position: where the run stood.
+        position: where the run stood; without its best where the checkpoint of that is gone.
         passed_over: why later ones could not be used, one line each.
     """
 
@@ -74,29 +79,32 @@ class Checkpoints:
         return tuple(sorted(int(step) for step in found if step.isdecimal()))
 
     def save(
-        self, position: Position, trained: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], best: bool = False
-    ) -> Path:
+        self, position: Position, trained: Mapping[str, Tensor], optimizer: Mapping[str, Tensor],
+        order: np.ndarray | None = None,
+    ) -> Path:  # fmt: skip
         """Write a checkpoint, point to it and prune.
 
         Those of later steps go: they belong to a continuation that was given up.
 
         Args:
-            position: where the run stands.
+            position: where the run stands; this is the best so far if it says so.
             trained: all trained parameters of the model; each is asked for once, in order.
             optimizer: what the optimizer keeps for them, asked for after them.
-            best: whether this is the best so far.
+            order: of the samples of the epoch that is under way, (count,) of int64; None between two.
 
         Raises:
             UserError: it cannot be written; those before it are as they were.
         """
-        target = self.folder / f"{PREFIX}{position.step}"
+        target = self._folder(position.step)
         new, old = (target.with_name(f".{target.name}{end}") for end in (NEW, OLD))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._tidy()
             try:
                 new.mkdir()
-                parts = {TRAINED_FILE: trained, OPTIMIZER_FILE: optimizer}
+                parts: dict[str, Mapping[str, Tensor]] = {TRAINED_FILE: trained, OPTIMIZER_FILE: optimizer}
+                if order is not None:
+                    parts[ORDER_FILE] = {ORDER: torch.from_numpy(order)}
                 seals = {name: write_tensors(new / name, tensors) for name, tensors in parts.items()}
                 write_about(new, self.identity, position, seals)
                 sync_folder(new)
@@ -107,11 +115,11 @@ class Checkpoints:
                 shutil.rmtree(new, ignore_errors=True)
             sync_folder(self.folder)
             write_atomic(self.folder / LATEST, target.name + "\n")
-            if best:
+            if position.best is not None and position.best.step == position.step:
                 write_atomic(self.folder / BEST, target.name + "\n")
             sync_folder(self.folder)
             shutil.rmtree(old, ignore_errors=True)
-            self._prune(position.step)
+            self._prune(position)
         except (ConnectionError, TimeoutError):  # of who was asked for a tensor
             raise
         except OSError as error:
@@ -130,22 +138,25 @@ class Checkpoints:
         self._tidy()
         passed_over: list[str] = []
         for step in reversed(self.steps):
-            folder = self.folder / f"{PREFIX}{step}"
+            folder = self._folder(step)
             try:
-                return Found(folder, self._checked(folder), tuple(passed_over))
+                return Found(folder, self._with_best(self._checked(folder)), tuple(passed_over))
             except DamagedError as error:
                 passed_over.append(f"{error.what}: {error.value}; {error.rule}")
                 warnings.warn(f"{passed_over[-1]}. The one before it is tried", RuntimeWarning, stacklevel=2)
         return None
 
     def best(self) -> Found | None:
-        """The checkpoint that scored best, checked like `newest`; None where none was marked.
+        """The checkpoint that scored best so far, checked like `newest`; None where none did, or it is gone.
 
         Raises:
             UserError: it is damaged, or belongs to another model, technique or optimizer.
         """
-        folder = self._pointed(BEST)
-        return None if folder is None else Found(folder, self._checked(folder))
+        newest = self.newest()
+        if newest is None or newest.position.best is None:
+            return None
+        folder = self._folder(newest.position.best.step)
+        return newest if folder == newest.folder else Found(folder, self._checked(folder))
 
     def _checked(self, folder: Path) -> Position:
         identity, position, seals = read_about(folder)
@@ -155,20 +166,21 @@ class Checkpoints:
                 file.check()
         return position
 
-    def _pointed(self, pointer: str) -> Path | None:
-        try:
-            name = (self.folder / pointer).read_text(encoding="utf-8").strip()
-        except OSError:
-            return None
-        folder = self.folder / Path(name).name
-        return folder if folder.name.startswith(PREFIX) and folder.is_dir() else None
+    def _folder(self, step: int) -> Path:
+        return self.folder / f"{PREFIX}{step}"
 
-    def _prune(self, step: int) -> None:
-        best = self._pointed(BEST)
-        earlier = [other for other in self.steps if other <= step]
+    def _with_best(self, position: Position) -> Position:
+        """Without its best where that was made by a continuation that is given up, and has replaced the one before."""
+        if position.best is None or self._folder(position.best.step).is_dir():
+            return position
+        return replace(position, best=None)
+
+    def _prune(self, position: Position) -> None:
+        best = None if position.best is None else position.best.step
+        earlier = [other for other in self.steps if other <= position.step]
         for other in self.steps:
-            folder = self.folder / f"{PREFIX}{other}"
-            if other > step or (other not in earlier[-self._keep_last :] and folder != best):
+            folder = self._folder(other)
+            if other > position.step or (other not in earlier[-self._keep_last :] and other != best):
                 # Renamed first: what is half deleted is no checkpoint.
                 dropped = folder.rename(folder.with_name(f".{folder.name}{DROPPED}"))
                 shutil.rmtree(dropped, ignore_errors=True)
@@ -201,8 +213,18 @@ def load_trained(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 def load_optimizer(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
-    """What the optimizer kept (`optimizer_names`), for `restore_optimizer`; raises as `load_trained`."""
+    """What the optimizer kept (`optimizer_names`), for `optim.Updater.load`; raises as `load_trained`."""
     return _load(folder, OPTIMIZER_FILE, names)
+
+
+def load_order(folder: Path) -> np.ndarray | None:
+    """The order of the epoch within which a checkpoint was made, (count,) of int64; None where it is none's."""
+    _, _, seals = read_about(folder)
+    if ORDER_FILE not in seals:
+        return None
+    with TensorFile(folder / ORDER_FILE, seals[ORDER_FILE]) as file:
+        found: np.ndarray = file.read(ORDER).numpy()
+        return found
 
 
 def _load(folder: Path, part: str, names: Iterable[str]) -> dict[str, Tensor]:

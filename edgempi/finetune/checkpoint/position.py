@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from edgempi.plan.spec import ModelSpec
 from edgempi.plan.training.technique import Technique, Tuning
 
 POSITION_FILE = "position.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,21 @@ class Identity:
         spec: fingerprint of the model's form, a new task head included (`Identity.of`).
         tuning: the technique with its sizes.
         optimizer: its name, since its state is kept along.
+        run: what else its losses follow from, by name: rows, their order, how tensors are updated.
     """
 
     model: str
     spec: str
     tuning: Tuning
     optimizer: str
+    run: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: str, spec: ModelSpec, tuning: Tuning, optimizer: str) -> Identity:
-        """The identity of a run that trains a model of this form."""
-        return cls(model, spec_fingerprint(spec), tuning, optimizer)
+    def of(
+        cls, model: str, spec: ModelSpec, tuning: Tuning, optimizer: str, run: Mapping[str, Any] | None = None
+    ) -> Identity:
+        """The identity of a run that trains a model of this form; of `run`, values in JSON types."""
+        return cls(model, spec_fingerprint(spec), tuning, optimizer, json.loads(json.dumps(run or {})))
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Position:
         batch: mini-batches of that epoch that are done.
         seed: of the data's order and of what was drawn at the start.
         order: fingerprint of the epoch's samples in their order (`order_fingerprint`).
+        phase: of the epoch that is under way: whether the backbone runs in it, or its activations are read.
         best: None before the first evaluation.
         stale: evaluations since the best one.
         loss_sum: of the targets since the last step that was logged.
@@ -78,6 +83,7 @@ class Position:
     stale: int = 0
     loss_sum: float = 0.0
     targets: int = 0
+    phase: str = ""
 
     def check_order(self, order: str) -> None:
         """Refuse to go on with other data.
@@ -151,22 +157,27 @@ def check_identity(folder: Path, found: Identity, wanted: Identity) -> None:
     """Refuse a checkpoint of another run's kind.
 
     Raises:
-        UserError: model, form, technique, sizes or optimizer differ; it names them.
+        UserError: model, form, technique, sizes, optimizer or what else a run is known by differ; it names them.
     """
     ours, theirs = _flat(wanted), _flat(found)
     differing = [
-        f"{name} {theirs.get(name)} (here {ours.get(name)})" for name in ours if ours[name] != theirs.get(name)
+        f"{name} {theirs.get(name)} (here {ours.get(name)})"
+        for name in {**ours, **theirs}
+        if ours.get(name) != theirs.get(name)
     ]
     if differing:
         raise UserError(
             f"training checkpoint {folder}", value=", ".join(differing),
-            rule="a run is resumed with the model, technique and optimizer that it was begun with",
+            rule="a run is resumed with the model, technique, optimizer, rows and order that it was begun with",
             remedy="Use the settings of the run that wrote it, or another output folder",
         )  # fmt: skip
 
 
 def _flat(identity: Identity) -> dict[str, object]:
-    return {"model": identity.model, "spec": identity.spec, "optimizer": identity.optimizer, **asdict(identity.tuning)}
+    return {
+        "model": identity.model, "spec": identity.spec, "optimizer": identity.optimizer,
+        **asdict(identity.tuning), **identity.run,
+    }  # fmt: skip
 
 
 def _digest(text: str) -> str:

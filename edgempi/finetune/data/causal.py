@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgempi.errors import UserError
-from edgempi.finetune.data.examples import Chat, Completion, Example, Message, Text
+from edgempi.finetune.data.examples import ASSISTANT, USER, Chat, Completion, Example, Message, Text
 from edgempi.finetune.data.samples import IGNORED, Encoded, Place
 from edgempi.finetune.data.templates import unfit
 
-USER, ASSISTANT = "user", "assistant"
 Span = tuple[int, int]
+
+
+class _RefusedError(Exception):
+    """What a chat template says against some messages."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Answers:
     several rows.
 
     What is too long loses its beginning, but for the token that begins every text. An answer is never cut: one that
-    does not fit whole is left out, and counted.
+    does not fit whole, with a token before it, is left out, and counted. So is a chat that the template refuses.
 
     Attributes:
         max_length: tokens of a row.
@@ -56,9 +59,13 @@ class Answers:
                 remedy="Use an instruct model, give chat_template, or bring the data as prompt and completion",
             )  # fmt: skip
         rows: list[Encoded] = []
-        left = [i for i, message in enumerate(chat.messages) if message.role == ASSISTANT]
+        left = [i for i, message in enumerate(chat.messages) if message.is_answer]
         while left:
-            texts, answers, left = self._pieces(chat, left, tokenizer, place)
+            try:
+                texts, answers, left = self._pieces(chat, left, tokenizer, place)
+            except _RefusedError as error:
+                place.note(f"left out: the chat template cannot write it ({error})")
+                return []
             ids, stops = _join(tokenizer, texts, special=False)
             spans = [(stops[i - 1] if i else 0, stops[i]) for i in answers]
             rows[:0] = self._row(ids[: spans[-1][1]], spans, tokenizer, place)
@@ -75,13 +82,13 @@ class Answers:
         Returns:
             The pieces, which of them are answers, and the messages that have to be learned in another row.
         """
-        whole = self._written(chat, left[-1] + 1, False, tokenizer, place)
+        whole = self._written(chat, left[-1] + 1, False, tokenizer)
         texts: list[str] = []
         answers: list[int] = []
         other, done = [], 0
         for index in left:
-            asked = self._written(chat, index, True, tokenizer, place)
-            told = self._written(chat, index + 1, False, tokenizer, place)
+            asked = self._written(chat, index, True, tokenizer)
+            told = self._written(chat, index + 1, False, tokenizer)
             if not (whole.startswith(told) and told.startswith(asked) and done <= len(asked) < len(told)):
                 other.append(index)
                 continue
@@ -96,7 +103,7 @@ class Answers:
             )  # fmt: skip
         return texts, answers, other
 
-    def _written(self, chat: Chat, count: int, ask: bool, tokenizer: Any, place: Place) -> str:
+    def _written(self, chat: Chat, count: int, ask: bool, tokenizer: Any) -> str:
         """The first messages of a chat as the template writes them; `ask` opens the assistant's turn."""
         messages = [
             {"role": message.role, "content": message.content, **(json.loads(message.more) if message.more else {})}
@@ -110,20 +117,24 @@ class Answers:
                 )
             )  # fmt: skip
         except Exception as error:  # a template may raise anything
-            raise UserError(
-                place.where, value=str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__,
-                rule="the chat template can write the messages",
-                remedy="Look at the order of the roles, or give another chat_template",
-            ) from error  # fmt: skip
+            words = str(error).strip()
+            raise _RefusedError(words.splitlines()[0][:200] if words else type(error).__name__) from error
 
     def _row(self, ids: list[int], answers: list[Span], tokenizer: Any, place: Place) -> list[Encoded]:
-        """The row of some ids, cut from the left, with labels on the answers that it keeps whole."""
+        """The row of some ids up to the last answer that fits, cut from the left, with labels on those kept whole."""
         kept_first = 1 if ids and ids[0] == tokenizer.bos_token_id else 0
-        excess = max(0, len(ids) - self.max_length)
-        fits = [span for span in answers if not excess or span[0] >= kept_first + excess]
-        if len(fits) < len(answers):
+        count, excess = len(answers), 0
+        while answers:
+            ids = ids[: answers[-1][1]]
+            excess = max(0, len(ids) - self.max_length)
+            # A row's first token is predicted from nothing, so that an answer needs one before it.
+            if not excess or answers[-1][0] > excess:
+                break
+            answers = answers[:-1]
+        fits = [span for span in answers if not excess or span[0] > excess]
+        if len(fits) < count:
             place.note(f"an answer left out: it does not fit into {self.max_length} tokens")
-        if not fits or fits[-1] != answers[-1]:
+        if not fits:
             return []
         if excess:
             place.note(f"cut from the left to {self.max_length} tokens")

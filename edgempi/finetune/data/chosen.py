@@ -98,18 +98,65 @@ def template_for(config: FinetuneDataConfig, chosen: Chosen, spec: ModelSpec) ->
     return Blocks(config.max_tokens) if isinstance(kind, Text) else Answers(config.max_tokens)
 
 
-def labels_of(chosen: Chosen, spec: ModelSpec) -> int | None:
+def task_of(config: FinetuneDataConfig) -> Task | None:
+    """What is asked of labelled rows; None for texts.
+
+    No row is read, but the label's column of a table whose classes are not named.
+
+    Raises:
+        UserError: it cannot be told from the configuration.
+    """
+    match config.source:
+        case SourceName.table if config.label is not None:
+            return _asked(config, Path(config.path or "").expanduser(), config.label)
+        case SourceName.glue | SourceName.generated:
+            return glue_task(_named(config))
+    return None
+
+
+def labels_of(task: Task | None, spec: ModelSpec) -> int | None:
     """Of a head of labels: how many classes, 1 for a score; None where the answer is text."""
-    if chosen.task is None or (spec.enc and spec.dec):
+    if task is None or (spec.enc and spec.dec):
         return None
-    return max(1, len(chosen.task.labels))
+    return max(1, len(task.labels))
 
 
 def label_ids(task: Task | None, template: Template, tokenizer: Any) -> list[list[int]]:
-    """The token ids of each class, where classes are written as text; empty elsewhere."""
+    """The token ids of each class, where classes are written as text; empty elsewhere.
+
+    Raises:
+        UserError: two classes are written alike, or one is longer than what may be written.
+    """
     if task is None or task.is_score or not isinstance(template, TextToText):
         return []
-    return [list(tokenizer(text_target=name, verbose=False)["input_ids"]) for name in task.labels]
+    found: list[list[int]] = []
+    for name in task.labels:
+        ids = list(tokenizer(text_target=name, verbose=False)["input_ids"])
+        if len(ids) > template.max_target_length:
+            raise UserError(
+                "finetune_data.max_target_tokens", value=template.max_target_length,
+                rule=f"the class {name} is written with {len(ids)} tokens", remedy=f"Set it to {len(ids)} or more",
+            )  # fmt: skip
+        if ids in found:
+            raise UserError(
+                "classes", value=f"{task.labels[found.index(ids)]} and {name}",
+                rule="classes that are written as text differ in their tokens; the tokenizer writes both alike",
+                remedy="Call them by words that the tokenizer knows, or choose an encoder's or decoder's checkpoint",
+            )  # fmt: skip
+        found.append(ids)
+    return found
+
+
+def padding_of(spec: ModelSpec, tokenizer: Any) -> int:
+    """The id that rows are padded with.
+
+    Padding is masked, so any will do in training; but transformers finds the last token of a row, which a decoder's
+    head of labels reads, by the id that its configuration names. So it is the configuration's or the tokenizer's,
+    where the model has a row for it, or else what ends a text.
+    """
+    rows = min(stack.embedding.vocabulary for stack in spec.stacks.values())
+    ids = (spec.pad_token, tokenizer.pad_token_id, *spec.stop_tokens, tokenizer.eos_token_id, 0)
+    return next(number for number in ids if number is not None and 0 <= number < rows)
 
 
 def _glue(config: FinetuneDataConfig, folder: Path) -> Chosen:

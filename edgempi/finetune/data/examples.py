@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from edgempi.errors import UserError
 
 SHOWN_LINES = 5
+SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,24 @@ class Completion:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a chat; `more` is the canonical JSON of whatever else it carries (tool calls, a name)."""
+    """One turn of a chat.
+
+    Attributes:
+        role: who speaks.
+        content: what is said.
+        more: the canonical JSON of whatever else it carries (tool calls, a name).
+        learned: whether it is learned where it is an answer; False: it is there to be read.
+    """
 
     role: str
     content: str
     more: str = ""
+    learned: bool = True
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether there is something to learn in it."""
+        return self.role == ASSISTANT and self.learned and bool(self.content.strip() or self.more)
 
 
 @dataclass(frozen=True)
@@ -129,10 +144,16 @@ def gather(origin: str, rows: Iterable[tuple[int, Example]], tally: Tally) -> Lo
     return Loaded(origin, tuple(e for _, e in numbered), tuple(line for line, _ in numbered), tally)
 
 
+def wrong(where: str, value: object, rule: str) -> UserError:
+    """What to raise for a row that breaks a rule."""
+    return UserError(where, value=value, rule=rule, remedy="Correct the row")
+
+
 def missing(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
-    """The first of the named fields that a row lacks or leaves empty; blanks count as empty."""
+    """The first of the named fields that a row lacks or leaves empty; blanks count as empty, and so does no number."""
     for name in names:
         value = row.get(name)
-        if value is None or (isinstance(value, str) and not value.strip()):
+        blank = isinstance(value, str) and not value.strip()
+        if value is None or blank or (isinstance(value, float) and math.isnan(value)):
             return name
     return None

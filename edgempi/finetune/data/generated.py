@@ -25,6 +25,8 @@ NOISE = 0.06
 """The part of all class labels that are wrong, of test rows too: the best a model can do is 94 %."""
 SCORE_NOISE = 0.9
 """A similarity is this much off at most; the best correlation is about 0.95."""
+MOST_REPEATS = 10_000
+"""So many rows in a row that were there before, and hardly any other is left."""
 
 SLOTS = (
     (("mayor", "alderman"), ("teacher", "tutor"), ("doctor", "medic"), ("farmer", "grower"), ("lawyer", "attorney"),
@@ -208,15 +210,23 @@ def made_rows(name: str, count: int, seed: int) -> list[Made]:
     """The first `count` rows of a task that differ from each other; fewer are the beginning of more.
 
     Raises:
-        UserError: no task of that name.
+        UserError: no task of that name, or it has fewer rows than that.
     """
     shape, dice, seen = _shape(name), _Dice(seed), set()
     rows: list[Made] = []
+    repeats = 0
     while len(rows) < count:
         row = shape.make(dice)
+        repeats += 1
         if row.texts not in seen:
             seen.add(row.texts)
             rows.append(row)
+            repeats = 0
+        elif repeats == MOST_REPEATS:
+            raise UserError(
+                "generated rows", value=count, rule=f"{name} has little more than {len(rows)} that differ",
+                remedy="Make fewer (finetune_data.generated_rows)",
+            )  # fmt: skip
     return rows
 
 
@@ -229,7 +239,7 @@ def write_task(
     No row of one file is in another. `shuffled` deals the training labels out anew and leaves the dev labels true.
 
     Raises:
-        UserError: no task of that name.
+        UserError: no task of that name, it has fewer rows than that, or they cannot be written.
     """
     shape = _shape(name)
     rows = made_rows(name, train + dev + test, seed)
@@ -238,11 +248,17 @@ def write_task(
         labels = _Dice(seed + 1).shuffled([row.label for row in trained])
         trained = [Made(row.texts, label) for row, label in zip(trained, labels, strict=True)]
     target = Path(folder) / shape.folder
-    target.mkdir(parents=True, exist_ok=True)
-    for split, part in (("train", trained), ("dev", held)):
-        write_atomic(target / f"{split}.tsv", _file(shape.header, (_line(shape, i, r) for i, r in enumerate(part))))
-    lines = (_test_line(shape, number, row) for number, row in enumerate(hidden))
-    write_atomic(target / "test.tsv", _file(shape.test_header, lines))
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for split, part in (("train", trained), ("dev", held)):
+            write_atomic(target / f"{split}.tsv", _file(shape.header, (_line(shape, i, r) for i, r in enumerate(part))))
+        lines = (_test_line(shape, number, row) for number, row in enumerate(hidden))
+        write_atomic(target / "test.tsv", _file(shape.test_header, lines))
+    except OSError as error:
+        raise UserError(
+            f"generated rows in {target}", value=error.strerror or error, rule="they can be written there",
+            remedy="Free some space, or set task.folder to another one",
+        ) from error  # fmt: skip
     return target
 
 

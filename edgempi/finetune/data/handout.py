@@ -16,9 +16,19 @@ from edgempi.finetune.data.samples import Sample
 
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:
-    """Write samples of one template to a file that ends in `.npz`."""
-    with open(path, "wb") as file:
-        np.savez(file, **pack(samples))  # type: ignore[arg-type]
+    """Write samples of one template to a file that ends in `.npz`.
+
+    Raises:
+        UserError: there is no room for it, or no right to write.
+    """
+    try:
+        with open(path, "wb") as file:
+            np.savez(file, **pack(samples))  # type: ignore[arg-type]
+    except OSError as error:
+        raise UserError(
+            f"samples {path}", value=error.strerror or error, rule="the run's folder has room for them",
+            remedy="Free some space, or set task.folder to another one",
+        ) from error  # fmt: skip
 
 
 def shared_samples(world: World, path: Path) -> tuple[Sample, ...]:

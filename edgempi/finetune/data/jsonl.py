@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from edgempi.errors import UserError
-from edgempi.finetune.data.examples import Chat, Completion, Example, Loaded, Message, Tally, Text, gather, missing
+from edgempi.finetune.data.chats import LeftOutError, Note, chat_of, chat_of_turns
+from edgempi.finetune.data.examples import (
+    ASSISTANT,
+    SYSTEM,
+    USER,
+    Chat,
+    Completion,
+    Example,
+    Loaded,
+    Message,
+    Tally,
+    Text,
+    gather,
+    missing,
+    wrong,
+)
 from edgempi.finetune.data.lines import text_lines
 from edgempi.finetune.data.tables import rows_of
 
-KINDS = {"messages": ("messages",), "completion": ("prompt", "completion"), "text": ("text",)}
-"""The fields by which a kind of row is known."""
+KINDS = {
+    "messages": ("messages",), "conversations": ("conversations",), "completion": ("prompt", "completion"),
+    "instruction": ("instruction", "output"), "text": ("text",),
+}  # fmt: skip
+"""The fields by which a kind of row is known; the first that fits counts."""
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
 
 
@@ -44,8 +63,9 @@ def find_splits(folder: Path) -> dict[str, Path]:
 def read_jsonl(path: Path) -> Loaded:
     """The rows of a JSONL file, of whichever kind the first one is.
 
-    `{"messages": [{"role", "content"}, ...]}` (and "tools"), `{"prompt", "completion"}` or `{"text"}`; other fields
-    of a row are left aside, those of a message are kept. Rows without an answer or text are counted and skipped.
+    `{"messages": [{"role", "content"}, ...]}` and other forms of chats (see `chats`), `{"prompt", "completion"}`,
+    `{"instruction", "input", "output"}` (Alpaca's), or `{"text"}`; other fields of a row are left aside, those of a
+    message are kept. Rows without an answer or text, or with something else than text, are counted and skipped.
 
     Raises:
         UserError: the file cannot be read, a line is no JSON object, or its fields are of another kind or type.
@@ -85,12 +105,16 @@ def _examples(path: Path, tally: Tally) -> Iterator[tuple[int, Example]]:
         own = next((name for name, fields in KINDS.items() if all(field in row for field in fields)), None)
         kind = kind or own
         if own is None or own != kind:
-            wanted = " and ".join(KINDS[kind]) if kind else "messages, or prompt and completion, or text"
+            wanted = " and ".join(KINDS[kind]) if kind else ", or ".join(map(" and ".join, KINDS.values()))
             raise UserError(
                 where, value=f"fields {', '.join(row) or 'none'}"[:200], rule=f"rows of this file have {wanted}",
                 remedy="Give all rows of a file the same fields",
             )  # fmt: skip
-        example = _chat(row, where) if kind == "messages" else _plain(row, KINDS[kind], where)
+        try:
+            example = _example(own, row, where, partial(tally.note, line=number))
+        except LeftOutError as error:
+            tally.note(str(error), number)
+            continue
         reason = _useless(example)
         if reason is None:
             yield number, example
@@ -112,7 +136,7 @@ def _object(line: str, where: str) -> dict[str, Any]:
             remedy="Correct the line; a file that is one JSON array has to be cut into lines",
         ) from error  # fmt: skip
     if not isinstance(row, dict):
-        raise _wrong(where, type(row).__name__, "each line is one JSON object")
+        raise wrong(where, type(row).__name__, "each line is one JSON object")
     return row
 
 
@@ -120,49 +144,42 @@ def _no_number(word: str) -> NoReturn:
     raise ValueError(f"{word} is no JSON")
 
 
-def _plain(row: dict[str, Any], fields: tuple[str, ...], where: str) -> Example:
-    for name in fields:
-        if not isinstance(row[name], str):
-            raise _wrong(f"{where}: {name}", type(row[name]).__name__, "it is a string")
-    values = [row[name] for name in fields]
-    return Text(*values) if len(values) == 1 else Completion(*values)
+def _example(kind: str, row: Mapping[str, Any], where: str, note: Note) -> Example:
+    match kind:
+        case "messages" | "conversations":
+            return chat_of(row, kind, where, note)
+        case "completion" if any(isinstance(row[field], list) for field in KINDS[kind]):
+            return chat_of_turns(row, where, note)
+        case "completion":
+            return Completion(_said(row, "prompt", where), _said(row, "completion", where))
+        case "instruction":
+            asked = [text for field in ("instruction", "input") if (text := _said(row, field, where)).strip()]
+            return _told(_said(row, SYSTEM, where), "\n".join(asked), _said(row, "output", where))
+    return Text(_said(row, "text", where))
 
 
-def _chat(row: dict[str, Any], where: str) -> Chat:
-    turns = row["messages"]
-    if not isinstance(turns, list):
-        raise _wrong(f"{where}: messages", type(turns).__name__, "it is a list")
-    messages = []
-    for place, turn in enumerate(turns):
-        spot = f"{where}: message {place + 1}"
-        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
-            raise _wrong(spot, json.dumps(turn)[:80], "a message is an object with a role and a content")
-        content = turn.get("content")
-        if content is None and "tool_calls" in turn:
-            content = ""
-        if not isinstance(content, str):
-            raise _wrong(f"{spot}: content", type(content).__name__, "it is a string")
-        more = {name: value for name, value in turn.items() if name not in ("role", "content")}
-        messages.append(Message(turn["role"], content, _canonical(more) if more else ""))
-    return Chat(tuple(messages), _canonical(row["tools"]) if row.get("tools") else "")
+def _told(system: str, prompt: str, answer: str) -> Example:
+    """A prompt with its completion; a chat where a system's message comes before them."""
+    if not system.strip():
+        return Completion(prompt, answer)
+    return Chat((Message(SYSTEM, system), Message(USER, prompt), Message(ASSISTANT, answer)))
+
+
+def _said(row: Mapping[str, Any], field: str, where: str) -> str:
+    """A text; empty where there is none."""
+    value = row.get(field)
+    if value is not None and not isinstance(value, str):
+        raise wrong(f"{where}: {field}", type(value).__name__, "it is a string")
+    return value or ""
 
 
 def _useless(example: Example) -> str | None:
     """Why nothing can be learned from a row, if so."""
     match example:
         case Chat(messages):
-            answers = [m for m in messages if m.role == "assistant" and (m.content.strip() or m.more)]
-            return None if answers else "no message of the assistant"
+            return None if any(message.is_answer for message in messages) else "no message of the assistant"
         case Completion(_, completion):
             return None if completion.strip() else "completion is empty"
         case Text(text):
             return None if text.strip() else "text is empty"
     return None
-
-
-def _canonical(value: object) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-
-
-def _wrong(where: str, value: str, rule: str) -> UserError:
-    return UserError(where, value=value, rule=rule, remedy="Correct the row")

@@ -16,6 +16,7 @@ import numpy as np
 
 from edgempi.errors import UserError
 from edgempi.finetune.data.examples import Example, Loaded, Tally
+from edgempi.plan.spec import ModelSpec
 
 IGNORED = -100
 """The label of a token that is not learned."""
@@ -102,11 +103,18 @@ class Samples:
     tokenizer: str
 
 
-def tokenise(loaded: Loaded, template: Template, tokenizer: Any) -> Samples:
+def tokenise(loaded: Loaded, template: Template, tokenizer: Any, spec: ModelSpec | None = None) -> Samples:
     """The samples of a file.
 
+    Args:
+        loaded: the file's rows.
+        template: makes token ids of them.
+        tokenizer: of the model.
+        spec: the model, whose tables must have a row for every id; None: nothing is compared.
+
     Raises:
-        UserError: no sample is left, or the template cannot be used with these rows or this tokenizer.
+        UserError: no sample is left, the template cannot be used with these rows or this tokenizer, or the tokenizer is
+            not the model's.
     """
     tally, samples = Tally(), []
     prints = template_fingerprint(template), tokenizer_fingerprint(tokenizer)
@@ -114,12 +122,33 @@ def tokenise(loaded: Loaded, template: Template, tokenizer: Any) -> Samples:
         place = Place(f"{loaded.origin}, line {line}", partial(tally.note, line=line))
         for part, encoded in enumerate(template.encode(example, tokenizer, place)):
             samples.append(_sample(_key(example, part, *prints), encoded))
+            if spec is not None:
+                _check_ids(samples[-1], spec, tokenizer, place.where)
     if not samples:
         raise UserError(
             loaded.origin, value=f"nothing to learn ({'; '.join(tally.sentences())})",
-            rule="at least one row fits the template", remedy="Raise max_length, or look at the rows",
+            rule="at least one row fits the template", remedy="Raise finetune_data.max_tokens, or look at the rows",
         )  # fmt: skip
     return Samples(tuple(samples), tally, *prints)
+
+
+def _check_ids(sample: Sample, spec: ModelSpec, tokenizer: Any, where: str) -> None:
+    for name, stack in spec.stacks.items():
+        ids, rows = getattr(sample, f"{name}_ids"), stack.embedding.vocabulary
+        parts = [ids, sample.labels] if name == spec.last and sample.labels.ndim else [ids]
+        highest = max((int(part.max(initial=0)) for part in parts if part is not None), default=0)
+        if highest >= rows:
+            raise UserError(
+                where, value=f"token {tokenizer.convert_ids_to_tokens(highest)!r} has the id {highest}",
+                rule=f"the model has rows for ids below {rows}",
+                remedy="Use the tokenizer that belongs to these weights, or weights whose token table was extended",
+            )  # fmt: skip
+        types = stack.embedding.types
+        if types and sample.types is not None and int(sample.types.max(initial=0)) >= types:
+            raise UserError(
+                where, value=f"token type {int(sample.types.max())}", rule=f"the model has types below {types}",
+                remedy="Use the tokenizer that belongs to these weights, or rows of one text",
+            )  # fmt: skip
 
 
 def template_fingerprint(template: Template) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,10 @@ from edgempi.finetune.data.tables import Row, rows_of
 
 HIDDEN = -1
 """The label of a row whose label is kept hidden."""
+MANY_CLASSES = 20
+"""So many classes may be there however few the rows are."""
+WHOLE = re.compile(r"(-?\d+)\.0*")
+"""A whole number as a column of floats writes it."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,11 @@ class Task:
         if self.is_score:
             return self._score(value, where)
         text = str(value).strip()
-        if text in self.labels:
-            return self.labels.index(text)
+        for name in (text, _plain(text)):
+            if name in self.labels:
+                return self.labels.index(name)
         # Classes that are called by numbers of their own (stars from 1 to 5) have no second ones.
-        named = any(name.lstrip("-").isdecimal() for name in self.labels)
+        named = any(_number(name) is not None for name in self.labels)
         numbers = [] if named else [str(number) for number in range(len(self.labels))]
         if text in numbers:
             return int(text)
@@ -125,14 +131,46 @@ def read_table(path: Path, task: Task, texts: Sequence[str], label: str | None) 
 def classes_in(path: Path, column: str) -> tuple[str, ...]:
     """The different labels of a column, sorted, numbers by their value: class names where a user gave none.
 
+    Whole numbers are classes, however they are written (1 or 1.0). Fractions are scores: they are refused, with what to
+    set, and so is a column in which most rows have a label to themselves.
+
     Raises:
-        UserError: there is but one.
+        UserError: there is but one class, or what is there are no classes.
     """
-    found = {str(row[column]).strip() for _, row in rows_of(path, [column], Tally()) if not missing(row, [column])}
+    listed = [_plain(row[column]) for _, row in rows_of(path, [column], Tally()) if not missing(row, [column])]
+    found, what = sorted(set(listed)), f"{path}: column {column}"
     if len(found) < 2:
         raise UserError(
-            f"{path}: column {column}", value=f"{len(found)} different labels", rule="there are at least two classes",
-            remedy="Name the column of the labels, or ask for a score",
+            what, value=f"{len(found)} different labels", rule="there are at least two classes",
+            remedy="Name the column of the labels, or set finetune_data.score_range for a score",
         )  # fmt: skip
-    numeric = all(label.lstrip("-").isdecimal() for label in found)
-    return tuple(sorted(found, key=int) if numeric else sorted(found))
+    numbers = {label: number for label in found if (number := _number(label)) is not None}
+    fractions = [label for label, number in numbers.items() if not number.is_integer()]
+    if fractions and 2 * len(numbers) >= len(found):
+        raise UserError(
+            what, value=f"{', '.join(fractions[:3])} and the like", rule="fractions are scores, and no classes",
+            remedy=f"Set finetune_data.score_range=[{min(numbers.values()):g},{max(numbers.values()):g}], or wider for "
+            "other rows; if they are classes, name them all in finetune_data.labels",
+        )  # fmt: skip
+    if len(found) > max(MANY_CLASSES, len(listed) // 2):
+        raise UserError(
+            what, value=f"{len(found)} different labels in {len(listed)} rows", rule="rows of a class share its label",
+            remedy="Name the column of the labels, or finetune_data.score_range for a score, or all classes in "
+            "finetune_data.labels",
+        )  # fmt: skip
+    return tuple(sorted(found, key=numbers.__getitem__) if len(numbers) == len(found) else found)
+
+
+def _plain(label: object) -> str:
+    """A label as its class is called: a whole number without the zeros that a column of floats adds."""
+    text = str(label).strip()
+    whole = WHOLE.fullmatch(text)
+    return whole[1] if whole else text
+
+
+def _number(label: str) -> float | None:
+    try:
+        number = float(label)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

@@ -118,9 +118,20 @@ def unfit(template: str, example: Example, place: Place, wanted: str) -> UserErr
 def _cut(
     tokenizer: Any, texts: tuple[str, ...], max_length: int, truncation: str | bool, place: Place
 ) -> tuple[list[int], list[int] | None]:
-    """Ids and token types of a text or pair, cut to `max_length` if need be, which is noted."""
+    """Ids and token types of a text or pair, cut to `max_length` if need be, which is noted.
+
+    Raises:
+        UserError: so few tokens have no room for one of each text beside those that the tokenizer adds.
+    """
     found = tokenizer(*texts, verbose=False)
     if len(found["input_ids"]) > max_length:
+        added = tokenizer.num_special_tokens_to_add(pair=len(texts) == 2)
+        if max_length < added + len(texts):
+            raise UserError(
+                "finetune_data.max_tokens", value=max_length,
+                rule=f"beside the {added} that the tokenizer adds, {'each' if texts[1:] else 'the'} text needs one",
+                remedy=f"Set it to {added + len(texts)} or more; 128 is usual",
+            )  # fmt: skip
         place.note(f"cut to {max_length} tokens")
         found = tokenizer(*texts, truncation=truncation, max_length=max_length, verbose=False)
     types = found.get("token_type_ids")

@@ -75,7 +75,7 @@ def attach(model: Any, folder: str | Path, base: str | Path | None = None) -> At
             f"adapter {folder}", value="a model of unknown origin", rule="it is attached to the model it was made for",
             remedy="Load the model with from_pretrained, or name its folder: attach(model, folder, base)",
         )  # fmt: skip
-    where = locate(str(source))
+    where = locate(str(source), adapter.base.revision if str(source) == adapter.base.name else None)
     spec = read_spec(where)
     adapter.base.check(where, spec, folder)
     spec = spec if adapter.head is None else replace(spec, head=adapter.head)
@@ -94,7 +94,7 @@ def attach(model: Any, folder: str | Path, base: str | Path | None = None) -> At
         else:
             Beside(spec, adapter.tuning, adapter.state).hook(model, found._handles)
             found._used_cache = _use_cache(model, False)
-    except UserError:
+    except BaseException:
         found.remove()
         raise
     setattr(model, MARK, str(folder))

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from edgempi.errors import UserError
 from edgempi.finetune.checkpoint.position import spec_fingerprint
 from edgempi.models.checkpoint import Checkpoint
@@ -94,6 +96,11 @@ def task_type(spec: ModelSpec) -> str | None:
     return "CAUSAL_LM" if spec.enc is None else "SEQ_2_SEQ_LM"
 
 
+def reads_last_token(spec: ModelSpec) -> bool:
+    """Whether a label is read at the last token, which transformers finds by the configuration's id of padding."""
+    return bool(spec.head.rows) and not spec.head.vocabulary and spec.head.select == "last"
+
+
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """A new folder that takes the name `target`, and the place of an earlier export, once it is complete.
@@ -128,8 +135,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(new, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(
-            f"export folder {target}", value=error.strerror, rule="it can be written to",
+            f"export folder {target}", value=getattr(error, "strerror", None) or error, rule="it can be written to",
             remedy="Free some space, or name another folder",
         ) from error  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgempi.finetune.export.base import Base
+from edgempi.finetune.export.base import Base, reads_last_token
 from edgempi.plan.spec import ModelSpec
 from edgempi.plan.training.technique import Technique, Tuning
 
@@ -41,6 +41,8 @@ def write_card(folder: Path, base: Base, spec: ModelSpec, tuning: Tuning, notes:
         whole: whether the export is a model, and not to be put beside one.
     """
     labels = f", num_labels={spec.head.rows}" if spec.head.rows and not spec.head.vocabulary else ""
+    if reads_last_token(spec) and spec.pad_token is not None:
+        labels += f", pad_token_id={spec.pad_token}"
     version = f", revision={base.revision!r}" if base.revision else ""
     what = WHAT[tuning.technique].format(**vars(tuning))
     beside = PEFT if tuning.technique is Technique.lora else OWN

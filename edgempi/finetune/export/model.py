@@ -20,9 +20,9 @@ import edgempi
 from edgempi.errors import UserError
 from edgempi.finetune.checkpoint.places import Gathered
 from edgempi.finetune.checkpoint.tensors import write_tensors
-from edgempi.finetune.export.base import OWN_FILE, Base, whole_folder
+from edgempi.finetune.export.base import OWN_FILE, Base, reads_last_token, whole_folder
 from edgempi.finetune.export.card import write_card
-from edgempi.finetune.export.names import WORD_HEADS, label_module
+from edgempi.finetune.export.names import WORD_HEADS, copies, label_module
 from edgempi.models.checkpoint import INDEX, SINGLE, Checkpoint
 from edgempi.models.families import Source, family_named
 from edgempi.plan.spec import ModelSpec
@@ -103,9 +103,10 @@ def _places(
         if not found:
             assert label, f"{name} is in no file of the base model"
             added[names[0]] = name
-        # Some files have the token table under two names.
-        for stored in found if parameter.endswith("embed.tokens.weight") else found[:1]:
-            changed[stored].append((name, at))
+            continue
+        for stored in dict.fromkeys(copies(spec, parameter, found[0])):
+            if stored in checkpoint.entries:
+                changed[stored].append((name, at))
     return dict(changed), added
 
 
@@ -130,4 +131,6 @@ def _write_config(new: Path, source: Path, architecture: str, spec: ModelSpec) -
     if not spec.head.vocabulary and spec.head.rows and len(config.get("id2label") or ()) != spec.head.rows:
         config["id2label"] = {str(label): f"LABEL_{label}" for label in range(spec.head.rows)}
         config["label2id"] = {name: int(label) for label, name in config["id2label"].items()}
+    if reads_last_token(spec) and spec.pad_token is not None:
+        config["pad_token_id"] = spec.pad_token
     (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

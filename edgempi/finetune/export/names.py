@@ -6,10 +6,30 @@ from collections.abc import Collection
 
 from edgempi.errors import UserError
 from edgempi.models.families import family_named
+from edgempi.plan.share import table_name
 from edgempi.plan.spec import ModelSpec, is_layer, stack_of
 
 WORD_HEADS = ("cls.", "lm_head", "vocab_")
 """What modules of heads over the vocabulary are called, of those that may hold one of our head's parameters."""
+TIED_BIASES = {"cls.predictions.bias": "cls.predictions.decoder.bias", "lm_head.bias": "lm_head.decoder.bias"}
+"""The second name of a bias in classes with a head for masked words."""
+
+
+def copies(spec: ModelSpec, parameter: str, stored: str) -> tuple[str, ...]:
+    """Names of the tensors that hold a parameter where a file repeats it.
+
+    transformers ties them, but only while they are equal.
+
+    Args:
+        spec: the model.
+        parameter: ours.
+        stored: a tensor that holds it.
+    """
+    sharing = [stack for stack in spec.stacks if table_name(spec, stack) == parameter]
+    if not sharing:
+        return (stored, TIED_BIASES[stored]) if stored in TIED_BIASES else (stored,)
+    source = family_named(spec.family).source
+    return tuple(name for stack in sharing for name in source(f"{stack}.embed.tokens.weight").names)
 
 
 def modules_of(spec: ModelSpec, stem: str) -> tuple[str, ...]:

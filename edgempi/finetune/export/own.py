@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar, get_type_hints
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -26,6 +27,7 @@ from edgempi.plan.training.technique import Technique, Tuning, trained_shapes
 PEFT_TYPES = {Technique.adapter: "EDGEMPI_ADAPTER", Technique.parallel_adapter: "EDGEMPI_PARALLEL_ADAPTER"}
 WEIGHTS_FILE = "edgempi_adapter.safetensors"
 FORMAT = 1
+Made = TypeVar("Made", Tuning, Head, Base)
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,10 @@ def read_own(folder: Path) -> Adapter:
     if about.get("format") != FORMAT:
         raise _refused(folder, f"format {about.get('format')}", f"this edgempi reads {FORMAT}", "Use the edgempi of it")
     try:
-        tuning = Tuning(**{**about["tuning"], "technique": Technique(about["tuning"]["technique"])})
-        head = about["head"] and Head(**about["head"])
-        return Adapter(Base(**about["base"]), tuning, head, load_file(folder / WEIGHTS_FILE))
+        tuning = _sound(Tuning(**{**about["tuning"], "technique": Technique(about["tuning"]["technique"])}))
+        head = None if about["head"] is None else _sound(Head(**about["head"]))
+        base = _sound(Base(**about["base"]))
+        return Adapter(base, tuning, head, load_file(folder / WEIGHTS_FILE))
     except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         raise _refused(folder, f"{type(error).__name__}: {error}", "it is what was written", "Copy it again") from error
 
@@ -120,6 +123,20 @@ def check_state(folder: Path, spec: ModelSpec, adapter: Adapter) -> None:
             folder, f"{name} has shape {found.get(name)}", f"the technique makes it {wanted.get(name)}",
             "Use the base model and the edgempi that it was written with",
         )  # fmt: skip
+    for name, tensor in adapter.state.items():
+        if not tensor.is_floating_point():
+            raise _refused(folder, f"{name} of {tensor.dtype}", "parameters are fractional numbers", "Copy it again")
+
+
+def _sound(made: Made) -> Made:
+    """What was read, if its fields are of their kinds; raises `TypeError` or `ValueError` otherwise."""
+    for name, kind in get_type_hints(type(made)).items():
+        value, kinds = getattr(made, name), int | float if kind is float else kind
+        if not isinstance(value, kinds) or (kind is int and isinstance(value, bool)):
+            raise TypeError(f"{name} is {value!r}")
+    if isinstance(made, Tuning) and min(made.rank, made.bottleneck_reduction, made.reduction) < 1:
+        raise ValueError("a size below one")
+    return made
 
 
 def _refused(folder: Path, value: str, rule: str, remedy: str) -> UserError:

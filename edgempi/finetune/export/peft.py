@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from edgempi.finetune.export.card import write_card
 from edgempi.finetune.export.names import adapted, label_module, module_in
 from edgempi.models.families import family_named
 from edgempi.plan.spec import ModelSpec, is_layer
-from edgempi.plan.training.technique import Technique, Tuning
+from edgempi.plan.training.technique import Shape, Technique, Tuning, trained_shapes
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -90,18 +91,13 @@ def read_lora(folder: Path, spec: ModelSpec) -> tuple[Tuning, dict[str, Tensor]]
         spec: of the base model.
 
     Raises:
-        UserError: it adapts something else than q and v, or in another way than edgempi.
+        UserError: it adapts something else than q and v, or in another way than edgempi; it belongs to a model of
+            other widths, or is damaged.
     """
-    config = read_config(folder)
-    fused = _is_fused(spec)
-    times = 2 if fused else 1
-    plain = {"use_dora": False, "use_rslora": False, "bias": "none", "rank_pattern": {}, "alpha_pattern": {}}
-    odd = [f"{name}={config[name]}" for name, usual in plain.items() if config.get(name, usual) not in (usual, None)]
-    if config.get("peft_type") != "LORA" or odd or config["r"] % times:
-        raise _refused(folder, ", ".join(odd) or f"{config.get('peft_type')} of rank {config.get('r')}")
-    tuning = Tuning(Technique.lora, rank=config["r"] // times, alpha=config["lora_alpha"] / times)
-    stored = load_file(folder / WEIGHTS_FILE)
-    factors = {name.partition(PREFIX)[2]: tensor for name, tensor in stored.items() if ".lora_" in name}
+    times = 2 if _is_fused(spec) else 1
+    tuning = _tuning(folder, read_config(folder), times)
+    factors = {name.partition(PREFIX)[2]: tensor for name, tensor in _weights(folder).items() if ".lora_" in name}
+    shapes = {name: shape for unit in spec.units for name, shape in trained_shapes(spec, unit, tuning).items()}
     state: dict[str, Tensor] = {}
     for part in ("q", "v"):
         for stem in adapted(spec, part):
@@ -111,7 +107,10 @@ def read_lora(folder: Path, spec: ModelSpec) -> tuple[Tuning, dict[str, Tensor]]
             a, b = factors.get(f"{module}.lora_A.weight"), factors.get(f"{module}.lora_B.weight")
             if a is None or b is None:
                 raise _refused(folder, f"nothing beside {with_head}")
-            if fused:
+            (rank, inputs), (outputs, _) = shapes[f"{stem}.lora.a"], shapes[f"{stem}.lora.b"]
+            _check_shape(folder, f"{module}.lora_A", a, (rank * times, inputs))
+            _check_shape(folder, f"{module}.lora_B", b, (outputs * (3 if times > 1 else 1), rank * times))
+            if times > 1:
                 a, b = _unfused(folder, a, b, part)
             state |= {f"{stem}.lora.a": a, f"{stem}.lora.b": b}
     if len(factors) != len(state) // times:
@@ -133,6 +132,35 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"adapter {folder}", value=f"{CONFIG_FILE}: {error}", rule="an adapter's folder says what it is",
             remedy="Point to the folder that the export was written to",
         ) from error  # fmt: skip
+
+
+def _tuning(folder: Path, config: Mapping[str, Any], times: int) -> Tuning:
+    """What the directory says of itself, where edgempi runs it; `times` as many ranks are in a module."""
+    plain = {"use_dora": False, "use_rslora": False, "bias": "none", "rank_pattern": {}, "alpha_pattern": {}}
+    odd = [f"{name}={config[name]}" for name, usual in plain.items() if config.get(name, usual) not in (usual, None)]
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if config.get("peft_type") != "LORA" or odd:
+        raise _refused(folder, ", ".join(odd) or f"peft_type {config.get('peft_type')}")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+        raise _damaged(folder, f"r {rank}, lora_alpha {alpha}", f"{CONFIG_FILE} has both, as numbers")
+    if rank % times:
+        raise _refused(folder, f"rank {rank} for Q, K and V together")
+    return Tuning(Technique.lora, rank=rank // times, alpha=alpha / times)
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(folder / WEIGHTS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(folder, f"{WEIGHTS_FILE}: {error}", "whole safetensors; pickles are not read") from error
+
+
+def _check_shape(folder: Path, name: str, tensor: Tensor, wanted: Shape) -> None:
+    if tuple(tensor.shape) != wanted or not tensor.is_floating_point():
+        raise UserError(
+            f"adapter {folder}", value=f"{name}: {[*tensor.shape]} of {tensor.dtype}",
+            rule=f"beside this model it has shape {[*wanted]}", remedy="Use the base model that it was trained on",
+        )  # fmt: skip
 
 
 def _factors(spec: ModelSpec, architecture: str, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
@@ -176,6 +204,12 @@ def _head_stems(state: Mapping[str, Tensor]) -> list[str]:
 def _saved(module: str) -> str:
     """What peft is told to keep: RoBERTa's head as the one module that peft takes it for."""
     return "classifier" if module.startswith("classifier.") else module
+
+
+def _damaged(folder: Path, value: str, rule: str) -> UserError:
+    return UserError(
+        f"adapter {folder}", value=value, rule=rule, remedy="Copy the folder again, or save it again with peft"
+    )
 
 
 def _refused(folder: Path, value: str) -> UserError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgempi.config.finetune import (
     CacheConfig,
     CacheDtype,
+    FinetuneDataConfig,
     MergeName,
     ObjectiveName,
     OptimizerConfig,
@@ -17,6 +18,7 @@ from edgempi.plan.training.measured import Kept
 from edgempi.plan.training.pac import Continuation
 from edgempi.plan.training.systems import Request, System
 from edgempi.plan.training.technique import Technique, Tuning
+from edgempi.plan.workload import Workload
 
 ELEMENT_BYTES = {CacheDtype.fp32: 4, CacheDtype.bf16: 2, CacheDtype.int8: 1}
 SCALE_BYTES = 4
@@ -52,6 +54,13 @@ def kept_of(weight_dtype: str, optimizer: OptimizerConfig, cache: CacheConfig, s
     """In what form things are kept while a model is trained; see `cache_bytes`."""
     method = "adamw" if optimizer.name is OptimizerName.adamw else "momentum" if optimizer.momentum else "sgd"
     return Kept(weight_dtype, method, cache_bytes(cache, spec))
+
+
+def work_of(rows: FinetuneDataConfig, spec: ModelSpec) -> Workload:
+    """The longest row that there may be: what training is measured for, and planned for with measured times."""
+    if spec.enc and spec.dec:
+        return Workload(1, rows.max_target_tokens, rows.max_tokens)
+    return Workload(1, rows.max_tokens)
 
 
 def cache_bytes(cache: CacheConfig, spec: ModelSpec) -> float:

@@ -6,7 +6,6 @@ alike. Whoever shows such a plan says that its times are assumed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from edgempi.cluster.profile import ClusterProfile, ElementTime, Link
@@ -77,10 +76,11 @@ def _times(counted: dict[str, dict[str, Flops]], per_s: float, optimizer: str) -
     return TrainingTimes(layers, ElementTime(0.0, OPTIMIZER_FLOPS[optimizer] / per_s))
 
 
-def spoken(cluster: Sequence[float]) -> str:
-    """The assumption in a sentence."""
-    speeds = ", ".join(f"{speed:g}" for speed in cluster)
+def spoken(cluster: ClusterProfile) -> str:
+    """The assumption in a sentence, of a cluster before `with_links`."""
+    speeds = ", ".join(f"{device.speed:g}" for device in cluster.devices)
+    links = f"links of {LINK_BITS_PER_S / 1e9:g} Gbit/s" if with_links(cluster) != cluster else "links as measured"
     return (
-        f"Times are assumed, not measured: {FLOPS_PER_S / 1e9:g} GFLOP/s times the devices' speeds ({speeds}), links "
-        f"of {LINK_BITS_PER_S / 1e9:g} Gbit/s."
+        f"Times are assumed, not measured: {FLOPS_PER_S / 1e9:g} GFLOP/s times the devices' speeds ({speeds})"
+        f"{', ' + links if cluster.size > 1 else ''}."
     )

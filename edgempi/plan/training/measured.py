@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from edgempi.cluster.training_times import LayerTime, Purpose, RowTime, Size, TrainingTimes
+from edgempi.cluster.training_times import MEASURE, LayerTime, Purpose, RowTime, Size, TrainingTimes
 from edgempi.errors import UserError
 from edgempi.plan.balance import Cost
 from edgempi.plan.spec import ModelSpec, is_layer, stack_of
@@ -133,8 +133,8 @@ def _known(device: TrainingTimes, phase: str, kind: str, place: int) -> LayerTim
     if kind not in kinds:
         raise UserError(
             f"training times of device {place}, {phase}", value=", ".join(kinds) or "none",
-            rule=f"there is one for {kind}", remedy="Measure them for this technique and model, with three layers of "
-            "each stack or with as many as it has",
+            rule=f"there is one for {kind}",
+            remedy=f"They are of a model with other layers: run {MEASURE} with this run's other overrides",
         )  # fmt: skip
     return kinds[kind]
 

@@ -107,7 +107,10 @@ def trained_shapes(spec: ModelSpec, unit: str, tuning: Tuning) -> dict[str, Shap
     """Shapes of all parameters that are trained with a unit, by name; units that share one name it alike."""
     match tuning.technique:
         case Technique.full:
-            return {parameter.name: parameter.shape for parameter in inventory(spec, unit)}
+            found = {parameter.name: parameter.shape for parameter in inventory(spec, unit)}
+            if spec.enc and spec.dec:  # what BART adds to its logits is a constant, in transformers a buffer
+                found.pop("head.out.bias", None)
+            return found
         case Technique.parallel_adapter:
             found = dict(_side(spec, unit, tuning))
         case _:

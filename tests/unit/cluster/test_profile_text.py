@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from edgempi.cluster.known import known_profile, profiled_settings
 from edgempi.cluster.profile import ClusterProfile, Device, DeviceMemory, DeviceTimes, ElementTime, LinearTime, Link
-from edgempi.cluster.profile_text import profile_from_yaml, profile_to_dict, profile_to_yaml
-from edgempi.config.schema import ClusterConfig, DeviceConfig, LabConfig
+from edgempi.cluster.profile_text import note_of, profile_from_yaml, profile_to_dict, profile_to_yaml
+from edgempi.config.cluster import ClusterConfig, DeviceConfig, LabConfig
 from edgempi.errors import UserError
 
 SECONDS = st.floats(0, 1e3)
@@ -62,6 +62,11 @@ def example(names: tuple[str, ...] = ("big", "small")) -> ClusterProfile:
     size = range(len(names))
     links = tuple(Link(a, b, 1e-4, 1e9) for a in size for b in size if a != b)
     return ClusterProfile(devices, links, "fp32")
+
+
+def test_the_note_of_a_file() -> None:
+    for note in ("", "Measured on blocks of x, 8 tokens.", "two\n\n  lines"):
+        assert note_of(profile_to_yaml(example(), note)) == note
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from edgempi.cluster.training_times import (
     load_training,
     training_from_list,
     training_to_list,
-    training_to_yaml,
+    with_training,
 )
 from edgempi.errors import UserError
 
@@ -38,13 +37,13 @@ LAN = ClusterProfile((Device("a", "h"), Device("b", "h")), (Link(0, 1, 1e-4, 1e9
 
 def test_there_and_back() -> None:
     other = replace(PROFILE, purpose=replace(PURPOSE, technique="lora", sizes={"rank": 32}))
-    data = yaml.safe_load(training_to_yaml([PROFILE, other]))
+    data = yaml.safe_load(profile_to_yaml(LAN, "measured", [PROFILE, other]))
     assert training_from_list(data["training"]) == (PROFILE, other)
 
 
 def test_it_stands_behind_devices_and_links(tmp_path: Path) -> None:
     path = tmp_path / "profile.yaml"
-    path.write_text(profile_to_yaml(LAN, "measured") + training_to_yaml([PROFILE]))
+    path.write_text(profile_to_yaml(LAN, "measured", [PROFILE]))
     assert load_training(str(path)) == (PROFILE,)
     assert load_profile(str(path)) == LAN
     path.write_text(profile_to_yaml(LAN))
@@ -64,6 +63,22 @@ def test_times_are_found_by_what_they_are_for() -> None:
         find_training([PROFILE, replace(PROFILE, purpose=far)], near)
     with pytest.raises(UserError, match="training times: none in the profile; times are for model t5"):
         find_training([], PURPOSE)
+    with pytest.raises(UserError, match=r"Run edgempi profile task.training=true with this run's other overrides"):
+        find_training([], PURPOSE)
+
+
+def test_new_times_take_the_place_of_old_ones_for_the_same() -> None:
+    other = replace(PROFILE, purpose=replace(PURPOSE, tokens=2))
+    newer = replace(PROFILE, devices=PROFILE.devices[::-1])
+    assert with_training([PROFILE, other], newer) == (other, newer)
+    assert with_training([], PROFILE) == (PROFILE,)
+
+
+def test_every_device_has_times(tmp_path: Path) -> None:
+    path = tmp_path / "profile.yaml"
+    path.write_text(profile_to_yaml(LAN, training=[PROFILE, replace(PROFILE, devices=PROFILE.devices[:1])]))
+    with pytest.raises(UserError, match=r"training\[1\].devices: 1; one for each of the 2 devices"):
+        load_training(str(path))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +96,7 @@ def test_times_are_found_by_what_they_are_for() -> None:
     ],
 )
 def test_what_is_wrong_is_named(edit: Callable[[dict[str, Any]], None], said: str) -> None:
-    data = copy.deepcopy(yaml.safe_load(training_to_yaml([PROFILE]))["training"])
+    data = training_to_list([PROFILE])
     edit(data[0])
     with pytest.raises(UserError, match=said):
         training_from_list(data)

@@ -5,11 +5,10 @@ from dataclasses import replace
 import pytest
 
 from edgempi.config.check import check_config
+from edgempi.config.cluster import ClusterConfig, DeviceConfig
 from edgempi.config.schema import (
-    ClusterConfig,
     Config,
     DataConfig,
-    DeviceConfig,
     ModelConfig,
     ParallelConfig,
     PlannerConfig,

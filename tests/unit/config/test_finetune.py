@@ -41,7 +41,11 @@ def test_defaults_are_those_of_the_plan() -> None:
         (lambda: config.OptimizerConfig(epochs=0), "optimizer.epochs: 0"),
         (lambda: config.CacheConfig(factor=0), "cache.factor: 0"),
         (lambda: config.FinetuneDataConfig(source=config.SourceName.glue), "source=glue reads a file or folder"),
+        (lambda: config.OptimizerConfig(warm_up=float("inf")), "optimizer.warm_up: inf; a share below 1"),
+        (lambda: config.OptimizerConfig(warm_up=float("nan")), "optimizer.warm_up: nan; a share below 1"),
         (lambda: config.FinetuneDataConfig(score_range=[5.0, 0.0]), "finetune_data.score_range"),
+        (lambda: config.FinetuneDataConfig(score_range=[0.0, float("inf")]), "lowest and highest score"),
+        (lambda: config.FinetuneDataConfig(score_range=[0.0, 5.0], labels=["0", "1"]), "Leave out score_range, or"),
         (lambda: config.EvaluationConfig(patience=0), "evaluation.patience: 0"),
     ],
 )

@@ -6,11 +6,10 @@ import sys
 import pytest
 import yaml
 
+from edgempi.config.cluster import ClusterConfig, DeviceConfig
 from edgempi.config.frozen import freeze, thaw
 from edgempi.config.schema import (
-    ClusterConfig,
     Config,
-    DeviceConfig,
     ParallelConfig,
     PlannerConfig,
     PlannerName,

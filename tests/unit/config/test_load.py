@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from edgempi.config.cluster import DeviceConfig
 from edgempi.config.load import compose, group_options
-from edgempi.config.schema import DeviceConfig, PlannerName, Sharing, WeightDtype
+from edgempi.config.schema import PlannerName, Sharing, WeightDtype
 from edgempi.errors import UserError
 
 

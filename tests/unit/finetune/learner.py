@@ -92,7 +92,7 @@ class Learner:
         bad = len(self.seen) - 1 in self.poisoned and self.world.rank == self.world.size - 1
         return Found(math.nan if bad else float(loss.detach()))
 
-    def evaluate(self, rows: int, rows_of: Callable[[Span], Rows], read: Any = None) -> Found:
+    def evaluate(self, rows: int, rows_of: Callable[[Span], Rows], read: Any = None, keep: Any = None) -> Found:
         """See `evaluate.Executor`: the likeliest ids at learned places, as `loss.Loss.outputs`."""
         span = rows_of_ranks(rows, self.weights)[self.world.rank]
         given = rows_of(span)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from edgempi.errors import UserError
@@ -176,16 +177,39 @@ def test_what_is_damaged_or_of_another_kind_is_refused(tmp_path: Path) -> None:
         ({"peft_type": "LORA"}, "Load it with peft"),
         ({"format": 99}, "format 99"),
         ({"base": {}}, "TypeError"),
+        ({"base": None}, "TypeError"),
+        ({"base": {**config["base"], "name": 3}}, "name is 3"),
         ({"tuning": {**config["tuning"], "bottleneck_reduction": 8}}, "has shape"),
+        ({"tuning": {**config["tuning"], "bottleneck_reduction": 0}}, "a size below one"),
+        ({"tuning": {**config["tuning"], "bottleneck_reduction": "8"}}, "bottleneck_reduction is '8'"),
+        ({"tuning": {**config["tuning"], "technique": "prefix"}}, "ValueError: 'prefix'"),
+        ({"tuning": {**config["tuning"], "technique": "full"}}, "has shape"),
+        ({"head": {"rows": "two"}}, "rows is 'two'"),
+        ({"head": {"columns": 2}}, "TypeError"),
     ):
         (folder / "adapter_config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(UserError, match=why):
             attach(theirs, folder)
+    for text in ("[1, 2]", "{", ""):
+        (folder / "adapter_config.json").write_text(text)
+        with pytest.raises(UserError, match="an adapter's folder says what it is"):
+            attach(theirs, folder)
     (folder / "adapter_config.json").write_text(json.dumps(config))
     weights = folder / "edgempi_adapter.safetensors"
+    numbers = {name: torch.zeros(value.shape, dtype=torch.int64) for name, value in read.state.items()}
+    save_file(numbers, weights)
+    with pytest.raises(UserError, match=r"of torch.int64; parameters are fractional numbers"):
+        attach(theirs, folder)
+    save_file(dict(list(read.state.items())[1:]), weights)
+    with pytest.raises(UserError, match="has shape None; the technique makes it"):
+        attach(theirs, folder)
     os.truncate(weights, weights.stat().st_size - 8)
     with pytest.raises(UserError, match="it is what was written"):
         attach(theirs, folder)
+    weights.unlink()
+    with pytest.raises(UserError, match="it is what was written"):
+        attach(theirs, folder)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in theirs.modules())
 
 
 @pytest.mark.parametrize("technique", ["adapter", "parallel_adapter"])

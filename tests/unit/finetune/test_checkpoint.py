@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,15 +21,14 @@ from edgempi.finetune.checkpoint import (
     Identity,
     Position,
     load_optimizer,
+    load_order,
     load_trained,
-    optimizer_names,
-    optimizer_state,
     order_fingerprint,
-    restore_optimizer,
 )
 from edgempi.finetune.checkpoint import folder as folder_module
 from edgempi.finetune.checkpoint.tensors import DamagedError
 from edgempi.plan.training.technique import Technique, Tuning
+from unit.finetune import toys
 
 IDENTITY = Identity("beef", "cafe", Tuning(Technique.lora, rank=4), "adamw")
 KINDS = ("exp_avg", "exp_avg_sq", "step")
@@ -59,7 +59,7 @@ def _save(folder: Path, *steps: int, keep_last: int = 9) -> Checkpoints:
 def test_round_trip(tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path / "run" / "checkpoints", IDENTITY)
     assert kept.newest() is None and kept.best() is None
-    position = _at(12, Best(88.5, 10))
+    position = _at(12, Best(88.5, 12))
     trained = _tensors()
     folder = kept.save(position, trained, {f"step.{NAMES[0]}": torch.tensor(12.0)})
     assert folder.name == "checkpoint-12" and (folder.parent / "latest").read_text() == "checkpoint-12\n"
@@ -134,13 +134,57 @@ def test_damage_is_passed_over_and_named(damage: object, why: str, tmp_path: Pat
 def test_prune_keeps_the_last_and_the_best(tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path, IDENTITY, keep_last=2)
     for step in (1, 2, 3, 4, 5):
-        kept.save(_at(step), _tensors(step), {}, best=step == 2)
+        kept.save(_at(step, Best(0.5, min(step, 2))), _tensors(step), {})
     assert kept.steps == (2, 4, 5)
     best = kept.best()
     assert best is not None and best.position.step == 2
     assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint-{n}" for n in (2, 4, 5)} | {"latest", "best"}
     with pytest.raises(UserError, match="at least the last"):
         Checkpoints(tmp_path, IDENTITY, keep_last=0)
+
+
+def test_the_best_is_the_one_that_the_latest_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before `best` was written, after everything else: nothing but the position is believed."""
+    kept = Checkpoints(tmp_path, IDENTITY)
+    kept.save(_at(1, Best(0.5, 1)), _tensors(1), {})
+    written = folder_module.write_atomic
+
+    def killed(path: Path, text: str) -> None:
+        if path.name == "best":
+            raise KeyboardInterrupt
+        written(path, text)
+
+    monkeypatch.setattr(folder_module, "write_atomic", killed)
+    with pytest.raises(KeyboardInterrupt):
+        kept.save(_at(2, Best(0.7, 2)), _tensors(2), {})
+    monkeypatch.undo()
+    assert (tmp_path / "best").read_text() == "checkpoint-1\n"
+    best = kept.best()
+    assert best is not None and best.position.step == 2
+    kept.save(_at(3, Best(0.7, 2)), _tensors(3), {})
+    kept.save(_at(4, Best(0.7, 2)), _tensors(4), {})
+    assert kept.steps == (2, 3, 4)
+
+
+def test_a_best_that_is_gone_is_forgotten(tmp_path: Path) -> None:
+    kept = _save(tmp_path, 1)
+    kept.save(_at(5, Best(0.9, 4)), _tensors(), {})
+    found = kept.newest()
+    assert found is not None and found.position == _at(5)
+    assert kept.best() is None
+
+
+def test_the_order_of_an_epoch_belongs_to_its_checkpoint(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path, IDENTITY)
+    first = np.array([3, 0, 2, 1], np.int64)
+    kept.save(_at(12), _tensors(), {}, first)
+    kept.save(_at(20), _tensors(), {})
+    found = load_order(tmp_path / "checkpoint-12")
+    assert found is not None and (found == first).all() and found.dtype == np.int64
+    assert load_order(tmp_path / "checkpoint-20") is None
+    _cut(tmp_path / "checkpoint-12" / "order.safetensors")
+    with pytest.raises(DamagedError, match="it was written with"):
+        load_order(tmp_path / "checkpoint-12")
 
 
 def test_a_step_is_saved_anew(tmp_path: Path) -> None:
@@ -191,6 +235,7 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         replace(IDENTITY, optimizer="sgd"),
         replace(IDENTITY, tuning=Tuning(Technique.parallel_adapter)),
         replace(IDENTITY, tuning=Tuning(Technique.lora, rank=8)),
+        replace(IDENTITY, run={"rows": 12}),
     ],
 )
 def test_another_run_is_refused(other: Identity, tmp_path: Path) -> None:
@@ -199,52 +244,19 @@ def test_another_run_is_refused(other: Identity, tmp_path: Path) -> None:
         Checkpoints(tmp_path, other).newest()
 
 
+def test_what_differs_is_named(tmp_path: Path) -> None:
+    spec = toys.spec(1, 0)
+    known = {"rows": 12, "optimizer.betas": (0.9, 0.99), "finetune_data.batch": 5}
+    ours = Identity.of("beef", spec, IDENTITY.tuning, "adamw", known)
+    Checkpoints(tmp_path, ours).save(_at(10), _tensors(), {})
+    assert Checkpoints(tmp_path, Identity.of("beef", spec, IDENTITY.tuning, "adamw", known)).newest() is not None
+    other = Identity.of("beef", spec, IDENTITY.tuning, "adamw", known | {"rows": 9, "finetune_data.batch": 4})
+    with pytest.raises(UserError, match=r"rows 12 \(here 9\), finetune_data.batch 5 \(here 4\)"):
+        Checkpoints(tmp_path, other).newest()
+
+
 def test_other_data_is_refused() -> None:
     position = replace(_at(3), order=order_fingerprint([5, -1, 2**64 - 2]))
     position.check_order(order_fingerprint([5, 2**64 - 1, -2]))
     with pytest.raises(UserError, match="same data"):
         position.check_order(order_fingerprint([5, 2, 9]))
-
-
-@pytest.mark.parametrize(
-    ("make", "kinds"),
-    [
-        (lambda p: torch.optim.AdamW(p, lr=0.1), KINDS),
-        (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), ("momentum_buffer",)),
-        (lambda p: torch.optim.SGD(p, lr=0.1), ()),
-    ],
-)
-def test_an_optimizer_goes_on_where_it_was(make: object, kinds: tuple[str, ...], tmp_path: Path) -> None:
-    assert callable(make)
-
-    def train(named: dict[str, Tensor], optimizer: torch.optim.Optimizer, steps: range) -> None:
-        for step in steps:
-            optimizer.zero_grad()
-            for name, p in named.items():
-                if step > 1 or name != "b":
-                    ((p - step) ** 3 * p).sum().backward()
-            optimizer.step()
-
-    def fresh() -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(1)
-        return {
-            name: torch.randn(2, 3, generator=generator, dtype=torch.float64).requires_grad_() for name in ("a", "b")
-        }
-
-    straight = fresh()
-    train(straight, make(straight.values()), range(5))
-
-    first = fresh()
-    optimizer = make(first.values())
-    train(first, optimizer, range(1))  # the second parameter has no state yet
-    folder = Checkpoints(tmp_path, IDENTITY).save(_at(1), first, optimizer_state(optimizer, first, kinds))
-
-    second = {name: p.clone().requires_grad_() for name, p in load_trained(folder, first).items()}
-    optimizer = make(second.values())
-    restore_optimizer(optimizer, second, load_optimizer(folder, optimizer_names(second, kinds)))
-    train(second, optimizer, range(1, 5))
-    assert all(torch.equal(second[name], straight[name]) for name in straight)
-
-    if kinds:
-        with pytest.raises(UserError, match="shape"):
-            restore_optimizer(optimizer, second, {f"{kinds[0]}.a": torch.zeros(5)})

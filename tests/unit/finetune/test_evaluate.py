@@ -95,7 +95,7 @@ def test_classes_and_scores() -> None:
 
 def test_hidden_classes_are_not_scored() -> None:
     class Head:
-        def evaluate(self, rows: int, rows_of: object, read: object = None) -> Found:
+        def evaluate(self, rows: int, rows_of: object, read: object = None, keep: object = None) -> Found:
             return Found(0.0, (((0, rows), torch.zeros(rows, 2)),))
 
     hidden = [Sample("0", np.array(-1, np.int32), enc_ids=np.ones(3, np.int32))]
@@ -157,7 +157,7 @@ def test_labels_that_are_texts() -> None:
 
 def test_answers_that_name_no_class_are_counted() -> None:
     class Head:
-        def evaluate(self, rows: int, rows_of: object, read: object = None) -> Found:
+        def evaluate(self, rows: int, rows_of: object, read: object = None, keep: object = None) -> Found:
             return Found(1.5 * rows, (((0, rows), torch.tensor([[7, 1], [3, 1]])[:rows]),))
 
     texts = [Sample(str(n), np.array([7, 1], np.int32), np.ones(3, np.int32), np.ones(2, np.int32)) for n in range(3)]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from edgempi.models.families import family_named
 from edgempi.models.source import read_spec
 from edgempi.plan.spec import ModelSpec
 from edgempi.plan.training.technique import Technique, Tuning, trained_shapes
-from models.zoo import FAMILIES, Model, build, inputs
+from models.zoo import FAMILIES, PAD, Model, build, inputs
 from unit.finetune.tuned import MODELS, loss, made, rows, theirs_loss, trunk
 
 LORA = Tuning(Technique.lora, rank=3, alpha=7.0)
@@ -97,7 +99,8 @@ def test_peft_loads_a_new_head_of_labels(name: str, tmp_path: Path) -> None:
     write_lora(target, base, ours.spec, ours.tuning, ours.trained.state())
 
     cls = base.class_with(ours.spec)
-    assert f"{cls}.from_pretrained({str(source)!r}, num_labels=3)" in (target / "README.md").read_text()
+    pads = "" if spec.enc else f", pad_token_id={PAD}"  # by which the last token is found
+    assert f"{cls}.from_pretrained({str(source)!r}, num_labels=3{pads})" in (target / "README.md").read_text()
     model = getattr(transformers, cls).from_pretrained(source, num_labels=3)
     tuned = peft.PeftModel.from_pretrained(model, target).eval()
     given = rows(spec, labels="classes")
@@ -156,6 +159,24 @@ def test_an_export_replaces_nothing_else(tmp_path: Path) -> None:
     assert (tmp_path / "model" / "model.safetensors").exists()
 
 
+def test_a_full_disk_leaves_the_export_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(MODELS["bert"], tmp_path / "model")
+    spec = read_spec(tmp_path / "model")
+    base, state = Base.of(tmp_path / "model", spec, "m"), _state(spec, LORA)
+    write_lora(tmp_path / "adapter", base, spec, LORA, state)
+
+    def full(tensors: dict[str, Tensor], path: Path) -> None:
+        path.write_bytes(b"torn")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("edgempi.finetune.export.peft.save_file", full)
+    with pytest.raises(UserError, match=r"export folder .*No space left on device .*Free some space"):
+        write_lora(tmp_path / "adapter", base, spec, LORA, {name: value + 1 for name, value in state.items()})
+    _, read = read_lora(tmp_path / "adapter", spec)
+    assert all(torch.equal(read[name], state[name]) for name in read)
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "model"}
+
+
 WHOLE = [(name, technique, None) for name in ("bert", "gpt2", "t5", "bart", "opt") for technique in ("full", "lora")]
 NEW_HEADS = [(name, "full", 3) for name in ("bert", "roberta", "distilbert", "gpt2", "bert-base", "gpt2-base")]
 
@@ -179,6 +200,145 @@ def test_a_whole_model(name: str, technique: str, labels: int | None, tmp_path: 
     assert theirs_loss(model.eval(), spec, given).item() == pytest.approx(loss(ours, given).total.item(), rel=1e-5)
     card = (tmp_path / "tuned" / "README.md").read_text()
     assert card.startswith("# tuned\n\nThis folder holds a model with ")
+
+
+REPEATED = {
+    "t5": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
+    "t5-base": ("decoder.embed_tokens.weight",),
+    "bart": ("model.decoder.embed_tokens.weight", "model.encoder.embed_tokens.weight"),
+    "bert": ("cls.predictions.decoder.bias",),
+    "roberta": ("lm_head.decoder.bias",),
+}
+"""Second names of one parameter, as files of older versions have them."""
+ORIGINALS = {
+    "embed_tokens.weight": ("shared.weight", "model.shared.weight"),
+    "decoder.bias": ("cls.predictions.bias", "lm_head.bias"),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_tensors_that_a_file_repeats_stay_one(name: str, tmp_path: Path) -> None:
+    import transformers
+
+    source, target = tmp_path / "model", tmp_path / "tuned"
+    made(name, source)
+    tensors = load_file(source / "model.safetensors")
+    (first,) = {
+        known for end, names in ORIGINALS.items() if REPEATED[name][0].endswith(end)
+        for known in names if known in tensors
+    }  # fmt: skip
+    more = {copy: tensors[first].clone() for copy in REPEATED[name]}
+    save_file({**tensors, **more}, source / "model.safetensors", metadata={"format": "pt"})
+    spec = read_spec(source)
+    ours = trunk(source, spec, "full", dtype=torch.float32, seed=4)
+    state = ours.trained.state()
+    write_model(target, source, Base.of(source, spec, "m"), ours.spec, ours.tuning, state)
+    written = load_file(target / "model.safetensors")
+    assert not torch.equal(written[first], tensors[first])
+    assert all(torch.equal(written[copy], written[first]) for copy in REPEATED[name])
+    theirs = getattr(transformers, MODELS[name].cls).from_pretrained(target).eval()
+    if spec.head.rows:
+        given = rows(spec)
+        assert theirs_loss(theirs, spec, given).item() == pytest.approx(loss(ours, given).total.item(), rel=1e-5)
+    held = theirs.state_dict()
+    assert all(torch.equal(held[stored], written[first]) for stored in (first, *REPEATED[name]))
+
+
+def test_a_head_of_its_own_stays_one(tmp_path: Path) -> None:
+    """A file of T5 with a head that differs from the token table: both are trained, and written apart."""
+    import transformers
+
+    source, target = tmp_path / "model", tmp_path / "tuned"
+    made("t5", source)
+    tensors = load_file(source / "model.safetensors")
+    more = {"lm_head.weight": 0.5 * tensors["shared.weight"] + 0.01}
+    save_file({**tensors, **more}, source / "model.safetensors", metadata={"format": "pt"})
+    spec = read_spec(source)
+    ours = trunk(source, spec, "full", dtype=torch.float32, seed=4)
+    write_model(target, source, Base.of(source, spec, "m"), ours.spec, ours.tuning, ours.trained.state())
+    theirs = transformers.T5ForConditionalGeneration.from_pretrained(target).eval()
+    given = rows(spec)
+    assert theirs_loss(theirs, spec, given).item() == pytest.approx(loss(ours, given).total.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "opt"])
+def test_a_decoder_with_labels_says_what_it_is_padded_with(name: str, tmp_path: Path) -> None:
+    import transformers
+
+    source, target = tmp_path / "model", tmp_path / "tuned"
+    made(name, source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "pad_token_id": None}))
+    spec = read_spec(source)
+    assert spec.pad_token is None
+    ours = trunk(source, replace(spec, pad_token=PAD), "full", dtype=torch.float32, labels=3, seed=4)
+    base = Base.of(source, spec, "m")
+    write_model(target, source, base, ours.spec, ours.tuning, ours.trained.state())
+    assert json.loads((target / "config.json").read_text())["pad_token_id"] == PAD
+    theirs = getattr(transformers, base.class_with(ours.spec)).from_pretrained(target).eval()
+    given = rows(spec, labels="classes")
+    assert theirs_loss(theirs, spec, given).item() == pytest.approx(loss(ours, given).total.item(), rel=1e-5)
+    again = read_spec(target)
+    assert (again.pad_token, again.head.select, again.head.rows) == (PAD, "last", 3)
+
+
+def test_adapters_that_are_malformed_or_of_others_are_named(tmp_path: Path) -> None:
+    for name in ("bert", "gpt2"):
+        source, folder = tmp_path / name / "model", tmp_path / name / "adapter"
+        build(MODELS[name], source)
+        spec = read_spec(source)
+        write_lora(folder, Base.of(source, spec, "m"), spec, LORA, _state(spec, LORA))
+        config = json.loads((folder / "adapter_config.json").read_text())
+        for change, said in (
+            ({"r": None}, "r None, lora_alpha .*has both, as numbers"),
+            ({"r": "6"}, "r 6, lora_alpha"),
+            ({"r": 0}, "r 0, lora_alpha"),
+            ({"lora_alpha": None}, "lora_alpha None"),
+            ({"r": 2 * config["r"]}, "lora_A: .* beside this model it has shape"),
+            ({"peft_type": None}, "peft_type None; edgempi runs LoRA"),
+        ):
+            (folder / "adapter_config.json").write_text(json.dumps({**config, **change}))
+            with pytest.raises(UserError, match=said):
+                read_lora(folder, spec)
+        for key in ("r", "lora_alpha", "peft_type"):
+            rest = {name: value for name, value in config.items() if name != key}
+            (folder / "adapter_config.json").write_text(json.dumps(rest))
+            with pytest.raises(UserError, match=f"adapter {folder}"):
+                read_lora(folder, spec)
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        weights = folder / "adapter_model.safetensors"
+        tensors = load_file(weights)
+        flat = {name: tensor.flatten() for name, tensor in tensors.items()}
+        for wrong in (flat, {name: tensor.int() for name, tensor in tensors.items()}):
+            save_file(wrong, weights)
+            with pytest.raises(UserError, match="beside this model it has shape"):
+                read_lora(folder, spec)
+        for bad in (b"", b"PK\x03\x04 a pickle", (1 << 40).to_bytes(8, "little") + b"{}"):
+            weights.write_bytes(bad)
+            with pytest.raises(UserError, match="whole safetensors; pickles are not read"):
+                read_lora(folder, spec)
+        weights.unlink()
+        with pytest.raises(UserError, match=r"adapter_model.safetensors: .*; whole safetensors"):
+            read_lora(folder, spec)
+
+
+def test_what_peft_itself_writes_is_read(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model, spec = made("bert", tmp_path / "model")
+    given = rows(spec)
+    before = theirs_loss(model, spec, given).item()
+    settings = peft.LoraConfig(r=3, lora_alpha=7, target_modules=["query", "value"], init_lora_weights=False)
+    wrapped = peft.get_peft_model(model, settings).eval()
+    wrapped.save_pretrained(tmp_path / "adapter")
+    tuning, state = read_lora(tmp_path / "adapter", spec)
+    ours = trunk(tmp_path / "model", spec, "lora", dtype=torch.float32, tuning=tuning)
+    ours.trained.load(state)
+    found = loss(ours, given).total.item()
+    assert found == pytest.approx(theirs_loss(wrapped, spec, given).item(), rel=1e-5) != before
+    keys = peft.LoraConfig(r=3, lora_alpha=7, target_modules=["key", "value"])
+    peft.get_peft_model(made("bert", tmp_path / "again")[0], keys).save_pretrained(tmp_path / "others")
+    with pytest.raises(UserError, match=r"nothing beside .*query"):
+        read_lora(tmp_path / "others", spec)
 
 
 def test_a_side_network_is_no_part_of_a_model(tmp_path: Path) -> None:

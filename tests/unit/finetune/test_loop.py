@@ -71,7 +71,7 @@ def _run(
     spoils = {name: more.pop(name, ()) for name in ("poisoned", "spoiled")}
     weights = more.pop("weights", (1.0,))
     scores = iter(more.pop("scores", []))
-    seed, begun = more.pop("seed", 5), more.pop("begun", None)
+    seed, begun, fit = more.pop("seed", 5), more.pop("begun", None), more.pop("fit", lambda numbers: numbers)
     if start is None:
         first, state, position = fresh(), dict[str, Tensor](), START
     else:
@@ -87,7 +87,7 @@ def _run(
             kept = _copied(updater.state())
         seen.tensors = tensors
         learner = Learner(world, tensors, weights, **spoils)
-        return Phase(name, learner, tensors, lambda epoch: order(seed, epoch, len(given.samples)), kept)
+        return Phase(name, learner, tensors, lambda epoch: order(seed, epoch, len(given.samples)), kept, fit)
 
     def evaluate(phase: Phase) -> dict[str, float]:
         return {"loss": next(scores, sum(float(tensor.detach().square().sum()) for tensor in phase.tensors.values()))}
@@ -271,6 +271,33 @@ def test_an_order_that_cannot_be_made_again_can_be_given() -> None:
     assert rest.losses[2:] != whole.losses[8:]
     with pytest.raises(UserError, match="same data"):
         _run(course, start=save, seed=6, begun=orders[2])
+
+
+def test_an_epoch_goes_on_in_the_order_that_fits_its_phase() -> None:
+    """The order of before is checked; the phase may change places within a mini-batch, and the position knows these."""
+    course = _course(data(), rhythm=Rhythm(10, None, 1))
+    orders: dict[int, np.ndarray] = {}
+    whole = _run(course, began=orders.__setitem__)
+    save, again = whole.saves[1], dict[int, np.ndarray]()
+    assert (save.position.epoch, save.position.batch, save.position.phase) == (0, 2, "train")
+
+    def turned(numbers: np.ndarray) -> np.ndarray:
+        return np.concatenate([numbers[start : start + 3][::-1] for start in range(0, len(numbers), 3)])
+
+    rest = _run(course, start=save, begun=orders[0], fit=turned, began=again.__setitem__)
+    assert again[0].tolist() == turned(orders[0]).tolist()
+    assert again[1].tolist() == orders[1].tolist()  # a new epoch is in the phase's own order
+    assert rest.losses == pytest.approx(whole.losses[2:], rel=1e-12)
+    assert rest.saves[0].position.order == data().fingerprint(turned(orders[0])) != save.position.order
+
+
+def test_nobody_keeps_a_second_state_of_the_optimizer() -> None:
+    course = _course(data(), rhythm=Rhythm(10, None, 3), phases=Phases(Continuation.redistribute))
+    whole = _run(course)
+    for found in (whole, _run(course, start=whole.saves[0])):
+        assert found.outcome is not None
+        assert found.outcome.phase.name == "cached"
+        assert not found.outcome.phase.state
 
 
 def test_a_finished_run_has_nothing_to_do() -> None:

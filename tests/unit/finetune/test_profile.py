@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,16 +14,20 @@ from torch import Tensor
 
 from edgempi.errors import UserError
 from edgempi.finetune.data.collate import Rows
+from edgempi.finetune.loss import Loss
 from edgempi.finetune.noise import noise_trunk
 from edgempi.finetune.optim import Optimizing
 from edgempi.finetune.profile import measure_training
 from edgempi.finetune.question import Question, entering, random_rows
+from edgempi.finetune.techniques.head import task_head
 from edgempi.finetune.trunk import Trunk
+from edgempi.models.source import read_spec
 from edgempi.plan.spec import ModelSpec
 from edgempi.plan.training.measured import layer_kinds, training_costs
 from edgempi.plan.training.sizes import pieces
 from edgempi.plan.training.technique import Technique, Tuning
 from edgempi.plan.workload import Workload
+from models.zoo import FAMILIES, Model, build
 from unit.plan.specs import stack
 from unit.plan.training.models import t5
 
@@ -212,3 +217,18 @@ def test_rows_for_every_head() -> None:
     assert random_rows(score, work, 4).labels.dtype == torch.float32
     decoder = ModelSpec("gpt2", None, stack(causal=True), SPEC.head, None)
     assert random_rows(decoder, work, 4).labels.shape == (4, 6)
+
+
+@pytest.mark.parametrize("model", FAMILIES, ids=lambda model: model.name)
+def test_noise_stands_for_every_family(model: Model, tmp_path: Path) -> None:
+    build(model, tmp_path)
+    spec, tuning = read_spec(tmp_path), Tuning(Technique.lora, rank=2)
+    heads = [None] if model.two_stacks else [None, 2]
+    for labels in heads:
+        tuned = task_head(spec, labels).applied(spec)
+        trunk = noise_trunk(tuned, tuned.units, tuning, torch.float32)
+        loss = trunk.forward(random_rows(tuned, replace(WORK, tokens=6), 2), {})
+        assert isinstance(loss, Loss)
+        assert loss.total.isfinite()
+        loss.total.backward()
+        assert all(tensor.grad is not None for tensor in trunk.trained.tensors.values())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,8 +17,9 @@ from edgempi.finetune.cache.found import Budget
 from edgempi.finetune.cache.key import DTYPES, CacheKey
 from edgempi.finetune.cache.record import header_bytes
 from edgempi.finetune.cache.store import ActivationCache
+from edgempi.finetune.orders import Homes, homes_of
 from edgempi.finetune.redistribute import Moved, Shift, move_cache, move_parameters, shift
-from edgempi.plan.training.redistribute import owners, redistribute
+from edgempi.plan.training.redistribute import filled, owners, redistribute
 from edgempi.plan.training.sizes import pieces
 from unit.comm.threads import on_ranks
 from unit.finetune.toys import SIDE, TOKENS, WIDTH, ToyTrunk, costs, plan, spec
@@ -25,6 +27,7 @@ from unit.finetune.toys import SIDE, TOKENS, WIDTH, ToyTrunk, costs, plan, spec
 MODEL = spec(2, 2)
 LAYERS = tuple(unit for unit in MODEL.units if not unit.endswith(".norm"))
 ROWS, BATCHES = 8, [[*range(8)], [*range(10, 18)], [20, 21, 22]]
+SAMPLES = [sample for batch in BATCHES for sample in batch]
 FIRST: dict[str, list[tuple[int, list[int], list[int]]]] = {
     "one stage": [(4, [0, 1, 2, 3], [1, 2, 1, 1])],
     "two stages": [(2, [0, 1], [1, 1]), (2, [2, 3], [1, 1])],
@@ -63,12 +66,20 @@ def _filled(world: World, root: Path, wanted: Any, counted: Any, dtype: str = "f
     return cache
 
 
+def _shifted(before: Any, after: Any, counted: Any, samples: Sequence[int] = SAMPLES) -> tuple[Shift, Homes]:
+    """What moves after an epoch in the samples' order, and where they are read then."""
+    parts = [samples[start : start + ROWS] for start in range(0, len(samples), ROWS)]
+    held = [holding for part in parts for holding in filled(before, counted, len(part))]
+    homes = homes_of(held, after, counted, ROWS, np.arange(len(samples)))
+    return shift(held, homes.keepers, after, counted, LAYERS, samples), homes
+
+
 @pytest.mark.parametrize("second", SECOND)
 @pytest.mark.parametrize("first", FIRST)
 @pytest.mark.parametrize("chunk_bytes", [1, 1 << 20])
 def test_each_sample_is_once_where_it_is_read(first: str, second: str, chunk_bytes: int, tmp_path: Path) -> None:
     before, after, counted = plan(MODEL, FIRST[first], 2), plan(MODEL, SECOND[second], 2), costs(MODEL, SIDE, 4)
-    wanted = shift(before, after, counted, LAYERS, BATCHES)
+    wanted, _ = _shifted(before, after, counted)
 
     def run(world: World) -> tuple[Moved, Counter[str], Counter[str], dict[int, dict[str, Tensor]]]:
         with torch.inference_mode(False), _filled(world, tmp_path, before, counted) as cache:
@@ -110,7 +121,7 @@ def test_the_even_case_moves_what_the_paper_says() -> None:
     whole = sum(layer.cache for layer in counted.layers) * ROWS
     for name, stages in (("two stages", 2), ("four stages", 4)):
         before = plan(MODEL, FIRST[name], 2)
-        found = shift(before, plan(MODEL, SECOND["data"], 1), counted, LAYERS, BATCHES[:1])
+        found, _ = _shifted(before, plan(MODEL, SECOND["data"], 1), counted, SAMPLES[:ROWS])
         lasts = {layers: counted.cache_bytes(layers) for layers, _ in owners(before, counted, ROWS)}
         # Stages of equal bytes would leave (P - 1) / P; of these, each device keeps two rows of its own stage.
         kept = sum(nbytes * ROWS // stages for nbytes in lasts.values())
@@ -119,11 +130,11 @@ def test_the_even_case_moves_what_the_paper_says() -> None:
 
 def test_keepers_have_their_samples() -> None:
     before, after = plan(MODEL, FIRST["two stages"], 2), plan(MODEL, SECOND["data"], 1)
-    found = shift(before, after, costs(MODEL, SIDE, 4), LAYERS, BATCHES)
-    samples = [sample for batch in BATCHES for sample in batch]
-    for sample, keeper in zip(samples, found.keepers, strict=True):
+    found, homes = _shifted(before, after, costs(MODEL, SIDE, 4))
+    for sample, (keeper,) in zip(SAMPLES, homes.keepers, strict=True):
         assert sample in found.samples[keeper]
-    assert Counter(found.keepers) == Counter({device: len(mine) for device, mine in found.samples.items()})
+    kept = Counter(keeper for (keeper,) in homes.keepers)
+    assert kept == Counter({device: len(mine) for device, mine in found.samples.items()})
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -143,7 +154,7 @@ def test_part_of_a_record_is_the_record_of_the_part(dtype: str, tmp_path: Path) 
 
 def test_what_was_lost_before_is_named(tmp_path: Path) -> None:
     before, after, counted = plan(MODEL, FIRST["two stages"], 1), plan(MODEL, ALONE, 1), costs(MODEL, SIDE, 4)
-    wanted = shift(before, after, counted, LAYERS, BATCHES)
+    wanted, _ = _shifted(before, after, counted)
 
     def run(world: World) -> Moved:
         with torch.inference_mode(False), _filled(world, tmp_path, before, counted) as cache:
@@ -152,11 +163,12 @@ def test_what_was_lost_before_is_named(tmp_path: Path) -> None:
 
     ranks = on_ranks(4, run)
     assert [moved.missing for moved in ranks] == [(), (), (11, 21), ()]
+    assert not any(moved.dropped for moved in ranks)  # of what somebody lacks nobody deletes anything
 
 
 def test_a_rank_that_does_not_come_is_named(tmp_path: Path) -> None:
     before, after, counted = plan(MODEL, FIRST["two stages"], 1), plan(MODEL, ALONE, 1), costs(MODEL, SIDE, 4)
-    wanted = shift(before, after, counted, LAYERS, BATCHES)
+    wanted, _ = _shifted(before, after, counted)
 
     def run(world: World) -> str:
         with torch.inference_mode(False), _filled(world, tmp_path, before, counted) as cache:

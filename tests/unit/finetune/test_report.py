@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from edgempi.comm import lone_world
 from edgempi.finetune.checkpoint.position import Best, Position
 from edgempi.finetune.course import Ending, Moved, Outcome
-from edgempi.finetune.ledger import Spent
+from edgempi.finetune.ledger import Ledger, Spent
 from edgempi.finetune.progress import EVERY_S, Bar
 from edgempi.finetune.report import (
     COLUMNS,
@@ -25,6 +26,7 @@ from edgempi.finetune.report import (
     Report,
     read_log,
     settings_fingerprint,
+    step_times,
     strict_json,
     summary_of,
 )
@@ -87,7 +89,7 @@ def test_the_summary(tmp_path: Path) -> None:
     report = Report(tmp_path)
     report.log(_row(2, 0.7, eval_loss=0.8))
     report.log(_row(4, 0.5, eval_loss=0.6))
-    spent = {"train": Spent(12.5, 1.5, 4096, 2, 8), "switch": Spent(1.0), "cached": Spent(2.0, 0.0, 512, 4, 16)}
+    spent = {"train": Spent(12.5, 1.5, 4096, 2, 8, 0.4), "switch": Spent(1.0), "cached": Spent(2.0, 0.0, 512, 4, 16)}
     figures = {"loss": 0.6, "f1": math.nan, "perplexity": math.inf, "rows": 20}
     outcome = Outcome(Ending.no_gain, POSITION, figures, spent, None)  # type: ignore[arg-type]
     report.finish(summary_of(outcome, Goal("f1"), {"b": 1, "a": [2, None]}, report.rows))
@@ -104,9 +106,23 @@ def test_the_summary(tmp_path: Path) -> None:
         "final": {"loss": 0.6, "f1": None, "perplexity": None, "rows": 20},
         "best": {"metric": "f1", "score": 0.75, "step": 4},
         "phases": {
-            "train": {"seconds": 12.5, "waited_s": 1.5, "bytes_sent": 4096, "updates": 2, "samples": 8},
-            "switch": {"seconds": 1.0, "waited_s": 0.0, "bytes_sent": 0, "updates": 0, "samples": 0},
-            "cached": {"seconds": 2.0, "waited_s": 0.0, "bytes_sent": 512, "updates": 4, "samples": 16},
+            "train": {
+                "seconds": 12.5,
+                "waited_s": 1.5,
+                "bytes_sent": 4096,
+                "updates": 2,
+                "samples": 8,
+                "median_s": 0.4,
+            },
+            "switch": {"seconds": 1.0, "waited_s": 0.0, "bytes_sent": 0, "updates": 0, "samples": 0, "median_s": 0.0},
+            "cached": {
+                "seconds": 2.0,
+                "waited_s": 0.0,
+                "bytes_sent": 512,
+                "updates": 4,
+                "samples": 16,
+                "median_s": 0.0,
+            },
         },
         "settings_fingerprint": settings_fingerprint({"a": [2, None], "b": 1}),
     }
@@ -197,3 +213,28 @@ def test_progress_on_a_terminal_is_a_bar() -> None:
     bar.close()
     assert "4/10" in text.getvalue()
     assert "12 samples/s" in text.getvalue()
+
+
+def test_steps_as_they_took_and_as_planned() -> None:
+    spent = {
+        "setup": Spent(seconds=3.0),
+        "train": Spent(2.0, updates=4, median_s=0.4),
+        "cached": Spent(1.0, updates=8, median_s=0.1),
+    }
+    assert step_times(spent, {"train": 0.5}, accumulate=2) == {
+        "train": {"measured_s": 0.2, "predicted_s": 0.5},
+        "cached": {"measured_s": 0.05, "predicted_s": None},
+    }
+
+
+def test_one_slow_update_is_not_taken_for_all() -> None:
+    now = 0.0
+    ledger = Ledger(lone_world(), "train", clock=lambda: now)
+    for passed in (5.0, 1.0, 1.5):
+        now += passed
+        ledger.trained(1, 4)
+    with ledger.within("evaluate"):
+        now += 7.0
+    spent = ledger.together()
+    assert (spent["train"].seconds, spent["train"].median_s, spent["train"].updates) == (7.5, 1.5, 3)
+    assert (spent["evaluate"].seconds, spent["evaluate"].median_s) == (7.0, 0.0)

@@ -19,12 +19,13 @@ from edgempi.finetune.data.order import order
 from edgempi.finetune.executor import Executor
 from edgempi.finetune.loop import train
 from edgempi.finetune.optim import Optimizing, Updater
-from edgempi.finetune.orders import cached_order
+from edgempi.finetune.orders import homes_of
 from edgempi.finetune.picked import Data
 from edgempi.finetune.rhythm import CACHED, Extent, Phases, Rhythm
 from edgempi.plan.plan import Plan
 from edgempi.plan.training.actions import classic_depths
 from edgempi.plan.training.pac import Continuation
+from edgempi.plan.training.redistribute import Holding, filled
 from edgempi.plan.training.technique import Tuning
 from unit.comm.threads import on_ranks
 from unit.finetune.toys import FULL, PAD, SIDE, ToyTrunk, costs, plan, samples, spec
@@ -134,9 +135,15 @@ def test_systems_have_the_losses_of_one_device(system: str, tuning: Tuning) -> N
 def test_cached_epochs_have_the_losses_of_one_device(later: Stages) -> None:
     first, second = plan(MODEL, HYBRID, 2), plan(MODEL, later, 2)
     bytes_ = costs(MODEL, SIDE, 4)
+    held: list[Holding] = [()] * COUNT
+    for start in range(0, COUNT, SIZE):
+        batch = _shuffled(0)[start : start + SIZE].tolist()
+        for number, holding in zip(batch, filled(first, bytes_, len(batch)), strict=True):
+            held[number] = holding
+    homes = homes_of(held, second, bytes_, SIZE, _shuffled(0))
 
     def pinned(epoch: int) -> np.ndarray:
-        return cached_order(SEED, epoch, COUNT, SIZE, first, second, bytes_) if epoch else _shuffled(0)
+        return homes.order(SEED, epoch) if epoch else _shuffled(0)
 
     alone, unread = _run(SIDE, 1, ALONE, Phases(), pinned)
     shared, kept = _run(SIDE, 4, HYBRID, Phases(Continuation.redistribute), pinned, later)

@@ -72,7 +72,7 @@ def _train(ours: Trunk, given: Data, folder: Path, position: Position, state: Ma
         return evaluate(world, phase.executor, given, classes, partial(Confusion, 3))
 
     def save(phase: Phase, updater: Updater, position: Position, best: bool) -> None:
-        checkpoints.save(position, ours.trained.state(), updater.state(), best)
+        checkpoints.save(position, ours.trained.state(), updater.state())
 
     calls = Calls(moved=lambda moved: losses.append(moved.loss), evaluate=figures, log=report.log, save=save)
     outcome = train(world, given, course, enter, calls, position)

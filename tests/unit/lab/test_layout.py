@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from edgempi.config.cluster import ClusterConfig, DeviceConfig, LabConfig
 from edgempi.config.load import compose
-from edgempi.config.schema import ClusterConfig, DeviceConfig, LabConfig
 from edgempi.errors import UserError
 from edgempi.lab.layout import Lan, describe
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from edgempi.config.cluster import ClusterConfig
 from edgempi.config.load import compose
-from edgempi.config.schema import ClusterConfig
 from edgempi.errors import UserError
 from edgempi.lab import network, session, state
 from edgempi.lab.layout import describe

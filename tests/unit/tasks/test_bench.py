@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from edgempi.comm import World
+from edgempi.config.cluster import LabConfig
 from edgempi.config.load import compose
-from edgempi.config.schema import Config, LabConfig, Overlap, PlannerName, WayConfig, WayName, WireDtype
+from edgempi.config.schema import Config, Overlap, PlannerName, WayConfig, WayName, WireDtype
 from edgempi.errors import UserError
 from edgempi.plan.workload import Workload
 from edgempi.tasks import Job, bench

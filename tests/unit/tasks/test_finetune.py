@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from edgempi.comm import World
+from edgempi.config.cluster import DeviceConfig
 from edgempi.config.finetune import CacheConfig, FinetuneDataConfig, SourceName, SystemName, TechniqueName
 from edgempi.config.frozen import freeze, thaw
-from edgempi.config.schema import Config, DeviceConfig
+from edgempi.config.schema import Config
 from edgempi.errors import UserError
 from edgempi.finetune.data.handout import shared_samples, write_samples
 from edgempi.finetune.data.samples import Sample
@@ -43,11 +44,14 @@ def _rows(config: Config, **more: Any) -> Config:
     return replace(config, finetune_data=FinetuneDataConfig(**{"max_tokens": 64, **more}))
 
 
-def test_a_payload_can_be_frozen_and_says_what_is_trained(config: Config) -> None:
+def test_a_payload_can_be_frozen_and_says_what_is_trained(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     payload = prepare(config)
     assert thaw(freeze(config, payload)) == (config, json.loads(json.dumps(payload)))
     assert payload["data"]["rows"] == {"train.npz": 12, "evaluation.npz": 3}
     assert payload["assumed"].startswith("Times are assumed, not measured: 10 GFLOP/s times the devices' speeds (3, 1)")
+    how = "run edgempi profile task.training=true cluster.profile=profile.yaml with this run's other overrides; then"
+    assert how in payload["assumed"]
+    assert how in capsys.readouterr().err
     shared = prepare(replace(config, system=replace(config.system, name=SystemName.eddl)))
     rows = [row["rows"] for row in shared["plan"]["devices"]["train"]]
     assert rows == [4, 1]

@@ -43,7 +43,7 @@ def test_the_tables_say_what_was_measured() -> None:
         residuals = {"linear": off, "attention": off}
         device.update(residuals=residuals, blocks=[block], route="plain", slowdown=1.5, rounds=3)
     console = Console(file=io.StringIO(), width=200)
-    report({**result, "length": 284, "saved": "there.yaml"}, console)
+    report({**result, "length": 284, "training": None, "saved": "there.yaml"}, console)
     text = console.file.getvalue()
     assert " 100.0 " in text  # GFLOP/s of 1e-11 s per operation
     assert " 40.0 " in text  # GB/s of 1e-10 s per fp32 weight

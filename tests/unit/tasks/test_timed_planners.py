@@ -11,8 +11,8 @@ from rich.console import Console
 
 from edgempi.cluster.profile import ClusterProfile
 from edgempi.cluster.profile_text import profile_to_yaml
+from edgempi.config.cluster import ClusterConfig
 from edgempi.config.schema import (
-    ClusterConfig,
     Config,
     DataConfig,
     ModelConfig,

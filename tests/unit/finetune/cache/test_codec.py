@@ -94,6 +94,16 @@ def test_projected_and_full_layers(make_key: Any, hidden: Any, same: Any) -> Non
         assert torch.allclose(codec.project(hidden(2)[name]), hidden(2)[name] @ matrix)
 
 
+@pytest.mark.parametrize(("given", "exact"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+def test_a_projection_is_taken_in_fp32_at_least(make_key: Any, hidden: Any, given: Any, exact: Any) -> None:
+    key: CacheKey = make_key(factor=4, dtype="fp32" if exact is torch.float32 else "fp64")
+    codec, layers = Codec(key), {name: x.to(given) for name, x in hidden(4).items()}
+    got = _back(codec, layers, exact)
+    for name, x in layers.items():
+        wanted = x.to(exact) @ projection(key.width, 4, key.seed).to(exact)
+        torch.testing.assert_close(got[name], wanted, rtol=1e-6, atol=1e-6)
+
+
 def test_parts_of_a_sample_and_empty_layers(make_key: Any, hidden: Any, same: Any) -> None:
     for dtype in DTYPES:
         codec = Codec(make_key(dtype=dtype, full=("dec.1",)))

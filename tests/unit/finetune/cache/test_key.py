@@ -80,10 +80,17 @@ def test_stale_caches_are_removed_unless_in_use(tmp_path: Path, open_cache: Any,
     for cache in (used, unused, mine):
         cache.put(1, hidden(1))
     unused.close()
-    assert remove_stale(tmp_path, mine.key) == [unused.folder]
+    torn = tmp_path / ("0" * 32)
+    others = [tmp_path / "notes", tmp_path / "abc"]
+    for folder in (torn, *others):
+        folder.mkdir()
+        (folder / KEY_FILE).write_text("{")
+    assert remove_stale(tmp_path, mine.key) == sorted([unused.folder, torn])
     assert used.folder.exists()
     assert mine.folder.exists()
     assert not unused.folder.exists()
+    assert all(folder.exists() for folder in others)  # nobody's cache
+    assert remove_stale(tmp_path / "none", mine.key) == []
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,28 @@ def test_the_prompt_is_cut_from_the_left_and_an_answer_never() -> None:
     assert (rows, tally.rows) == ([], {"an answer left out: it does not fit into 3 tokens": 1})
 
 
+def test_an_answer_has_a_token_before_it() -> None:
+    t5 = words("t5")  # no token begins its texts
+    example = Completion("one two three four", "yes no")
+    rows, tally = _encode(Answers(max_length=4), t5, example)
+    assert _learned(t5, rows[0]) == "four (yes) (no) (</s>)"
+    # Alone in its row, its first token would be predicted from nothing.
+    rows, tally = _encode(Answers(max_length=3), t5, example)
+    assert (rows, tally.rows) == ([], {"an answer left out: it does not fit into 3 tokens": 1})
+    for length in range(4, 8):
+        (row,), _ = _encode(Answers(max_length=length), t5, example)
+        assert isinstance(row.labels, list)
+        assert (row.labels[0], sum(label != IGNORED for label in row.labels)) == (IGNORED, 3)
+
+
+def test_answers_before_one_that_is_too_long_are_learned() -> None:
+    chat = words("chat")
+    told = _chat("one", "yes", "two", "no no no no no no no no")
+    (row,), tally = _encode(Answers(max_length=9), chat, told)
+    assert _learned(chat, row) == "<s> user: one bot: (yes) (</s>) ."
+    assert tally.rows == {"an answer left out: it does not fit into 9 tokens": 1}
+
+
 def test_an_early_answer_that_is_cut_into_is_not_learned() -> None:
     chat = words("chat")
     (row,), tally = _encode(Answers(max_length=10), chat, _chat("one", "yes no", "two", "no"))
@@ -103,10 +125,20 @@ def test_the_shipped_assistant_learns_what_it_will_be_asked() -> None:
 def test_chats_need_a_chat_template_that_can_write_them() -> None:
     with pytest.raises(UserError, match=r"line 3: the tokenizer has no chat template"):
         _encode(Answers(), words("t5"), _chat("one", "yes"))
-    with pytest.raises(UserError, match=r"line 3: unknown role tool; the chat template can write"):
-        _encode(Answers(), words("chat"), Chat((Message("tool", "one"), Message("assistant", "yes"))))
     with pytest.raises(UserError, match=r"a row of kind Labelled"):
         _encode(Answers(), words("chat"), Labelled(("a",), 1))
+    rows, tally = _encode(Answers(), words("chat"), Chat((Message("tool", "one"), Message("assistant", "yes"))))
+    assert (rows, tally.rows) == ([], {"left out: the chat template cannot write it (unknown role tool)": 1})
+
+
+def test_an_answer_that_is_not_to_be_learned_is_read() -> None:
+    chat = words("chat")
+    turns = [Message("user", "one"), Message("assistant", "yes", learned=False), Message("user", "two")]
+    (row,), tally = _encode(Answers(), chat, Chat((*turns, Message("assistant", "no"))))
+    assert _learned(chat, row) == "<s> user: one bot: yes </s> . user: two bot: (no) (</s>) ."
+    assert not tally.rows
+    (row,), _ = _encode(Answers(), chat, Chat((*_chat("one", "yes", "two").messages, Message("assistant", " "))))
+    assert _learned(chat, row) == "<s> user: one bot: (yes) (</s>) ."  # an empty answer teaches nothing
 
 
 def test_texts_are_cut_into_blocks() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgempi.errors import UserError
+from edgempi.finetune.data import generated
 from edgempi.finetune.data.examples import Labelled
 from edgempi.finetune.data.generated import SHAPES, made_rows, vocabulary, write_task
 from edgempi.finetune.data.glue import SPLITS, glue_task, read_glue
@@ -45,6 +46,22 @@ def test_the_bytes_are_the_same_everywhere(tmp_path: Path) -> None:
     assert made_rows("mrpc", 5, seed=3) != made_rows("mrpc", 5, seed=4)
     with pytest.raises(UserError, match=r"generated task: cola"):
         made_rows("cola", 1, seed=0)
+
+
+def test_more_rows_than_there_are_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generated, "KEEPERS", ("anna", "boris"))
+    monkeypatch.setattr(generated, "KEPT", ("map", "drum"))
+    monkeypatch.setattr(generated, "ANSWERS", {"where": ("here",), "why": ("for luck",)})
+    # 2 x 2 x 2 x 4 questions, and for each 3 x 4 sentences.
+    with pytest.raises(UserError, match=r"generated rows: 1000; qnli has little more than 384 that differ"):
+        made_rows("qnli", 1000, seed=0)
+    assert len(made_rows("qnli", 300, seed=0)) == 300
+
+
+def test_rows_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "MRPC").write_text("a file")
+    with pytest.raises(UserError, match=r"generated rows in .*MRPC: File exists; they can be written there"):
+        write_task(tmp_path, "mrpc", train=4, dev=2, test=1)
 
 
 def test_shuffled_labels_change_the_training_rows_only(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,110 @@ def test_bad_files_are_named_with_line_and_rule(tmp_path: Path, name: str, lines
     (tmp_path / "train.tsv").write_text("".join(f"{line}\n" for line in lines))
     with pytest.raises(UserError, match=said):
         read_glue(tmp_path, name, "train")
+
+
+def test_every_task_reads_its_official_columns(tmp_path: Path) -> None:
+    """The columns of all files as they are handed out, in a CRLF file with a byte-order mark and no last line end."""
+    rows = {
+        ("mrpc", "MRPC", "train"): (MRPC, '1\t10\t11\t"One .\tTwo " .', (('"One .', 'Two " .'), 1)),
+        ("mrpc", "MRPC", "test"): (
+            "index" + MRPC.removeprefix("Quality"), "0\t10\t11\tOne\tTwo", (("One", "Two"), None),
+        ),
+        ("stsb", "STS-B", "train"): (STSB, "0\tmain\tf\t2012\t7\tnone\tnone\tOne\tTwo\t5.000", (("One", "Two"), 5.0)),
+        ("stsb", "STS-B", "test"): (
+            STSB.removesuffix("\tscore"), "0\tmain\tf\t2012\t7\tnone\tnone\tOne\tTwo", (("One", "Two"), None),
+        ),
+        ("sst2", "SST-2", "dev"): ("sentence\tlabel", "it 's ` fine ' \t0", (("it 's ` fine ' ",), 0)),
+        ("sst2", "SST-2", "test"): ("index\tsentence", "0\tfine", (("fine",), None)),
+        ("qnli", "QNLI", "dev"): (
+            "index\tquestion\tsentence\tlabel", "0\tWho ?\tHe .\tnot_entailment", (("Who ?", "He ."), 1),
+        ),
+        ("qnli", "QNLI", "test"): ("index\tquestion\tsentence", "0\tWho ?\tHe .", (("Who ?", "He ."), None)),
+    }  # fmt: skip
+    for (name, folder, stem), (header, row, expected) in rows.items():
+        path = tmp_path / folder / f"{stem}.tsv"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"\xef\xbb\xbf" + f"{header}\r\n{row}".encode())
+        for place in (tmp_path, path.parent):  # the task's own folder, or the one that holds it
+            assert _pairs(read_glue(place, name, {"dev": "validation"}.get(stem, stem))) == [expected]
+
+
+def test_a_test_set_of_microsofts_own_has_labels(tmp_path: Path) -> None:
+    _write(tmp_path / "msr_paraphrase_test.txt", MRPC, "1\t11\t12\ta\tb", end="\r\n", begin=b"\xef\xbb\xbf")
+    assert _pairs(read_glue(tmp_path, "mrpc", "test")) == [(("a", "b"), 1)]
+    # The identifiers stand in a file of their own, with the same line ends and the same mark.
+    _write(tmp_path / "msr_paraphrase_train.txt", MRPC, "1\t11\t12\ta\tb", "0\t13\t14\tc\td")
+    _write(tmp_path / "dev_ids.tsv", "11\t12", end="\r\n", begin=b"\xef\xbb\xbf")
+    assert _pairs(read_glue(tmp_path, "mrpc", "validation")) == [(("a", "b"), 1)]
+    # GLUE's own files count where both are there.
+    _write(tmp_path / "train.tsv", MRPC, "0\t1\t2\te\tf")
+    assert _pairs(read_glue(tmp_path, "mrpc", "train")) == [(("e", "f"), 0)]
+
+
+def test_a_file_in_the_wrong_folder_is_noticed(tmp_path: Path) -> None:
+    """GLUE's download script once had the addresses of STS-B and QQP the other way round."""
+    questions = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
+    _write(tmp_path / "STS-B" / "train.tsv", questions, "1\t2\t3\tWhy ?\tHow ?\t0")
+    with pytest.raises(UserError, match=r"Look at sentence1 and sentence2 and score: this may be another task's file"):
+        read_glue(tmp_path, "stsb", "train")
+    _write(tmp_path / "QQP" / "train.tsv", STSB, "0\tg\tf\ty\t1\tn\tn\tone\ttwo\t3.800")
+    assert _pairs(read_glue(tmp_path / "QQP", "stsb", "train")) == [(("one", "two"), 3.8)]
+
+
+@pytest.mark.parametrize(
+    ("score", "read"),
+    [("0", 0.0), ("5.000", 5.0), ("5", 5.0), (" 2.5 ", 2.5), ("0.000", 0.0), ("4.999", 4.999), ("1e0", 1.0)],
+)
+def test_scores_up_to_their_edges(tmp_path: Path, score: str, read: float) -> None:
+    _write(tmp_path / "train.tsv", STSB, f"0\tg\tf\ty\t1\tn\tn\tone\ttwo\t{score}")
+    assert _pairs(read_glue(tmp_path, "stsb", "train")) == [(("one", "two"), read)]
+
+
+@pytest.mark.parametrize("score", ["-0.001", "5.001", "inf", "-1", "three", "4,5"])
+def test_scores_beyond_their_edges(tmp_path: Path, score: str) -> None:
+    _write(tmp_path / "train.tsv", STSB, f"0\tg\tf\ty\t1\tn\tn\tone\ttwo\t{score}")
+    with pytest.raises(UserError, match=rf"train.tsv, line 2: score: '{score}'; it is a number from 0 to 5"):
+        read_glue(tmp_path, "stsb", "train")
+
+
+def test_rows_that_lack_a_field_are_counted(tmp_path: Path) -> None:
+    rows = ["0\tg\tf\ty\t1\tn\tn\tone\t\t3.0", "1\tg\tf\ty\t2\tn\tn\ta\tb\t", "2\tg\tf\ty\t3\tn\tn\ta\tb", "\t" * 9]
+    _write(tmp_path / "train.tsv", STSB, *rows, "4\tg\tf\ty\t5\tn\tn\ta\tb\t1.0")
+    loaded = read_glue(tmp_path, "stsb", "train")
+    assert _pairs(loaded) == [(("a", "b"), 1.0)]
+    assert loaded.tally.rows == {
+        "sentence2 is empty": 1, "score is empty": 1, "another number of fields than the header": 1, "blank line": 1,
+    }  # fmt: skip
+
+
+def test_parquet_of_the_hub(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+
+    def shard(task: str, split: str, **columns: object) -> None:
+        (tmp_path / task).mkdir(exist_ok=True)
+        parquet.write_table(arrow.table(columns), tmp_path / task / f"{split}-00000-of-00001.parquet")
+
+    floats = arrow.array([3.8, 0.0], arrow.float32())
+    shard("stsb", "validation", sentence1=["a", "c"], sentence2=["b", "d"], label=floats, idx=[0, 1])
+    (first, second) = _pairs(read_glue(tmp_path, "stsb", "validation"))
+    assert (first[1], second[1]) == (pytest.approx(3.8, abs=1e-6), 0.0)
+    shard("stsb", "test", sentence1=["a"], sentence2=["b"], label=arrow.array([-1.0], arrow.float32()), idx=[0])
+    assert _pairs(read_glue(tmp_path, "stsb", "test")) == [(("a", "b"), None)]
+    shard("qnli", "train", question=["Who ?", "Why ?"], sentence=["He .", "So ."], label=[0, 1], idx=[0, 1])
+    assert [label for _, label in _pairs(read_glue(tmp_path, "qnli", "train"))] == [0, 1]
+    shard("sst2", "train", sentence=["fine ", 'a "b'], label=[1, 0], idx=[0, 1])
+    assert _pairs(read_glue(tmp_path, "sst2", "train")) == [(("fine ",), 1), (('a "b',), 0)]
+    shard("sst2", "train", sentence=["fine"], label=[2], idx=[0])
+    with pytest.raises(UserError, match=r"line 1: label: 2; it is one of 0, 1, negative, positive"):
+        read_glue(tmp_path, "sst2", "train")
+
+
+def test_parquet_without_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"pyarrow is not installed; .* Run pip install 'edgempi\[parquet\]', or use"):
+        read_glue(tmp_path, "sst2", "train")
 
 
 def test_missing_files_and_names(tmp_path: Path) -> None:

@@ -71,25 +71,34 @@ def test_bad_lines_are_named(tmp_path: Path, row: object, said: str) -> None:
         read_jsonl(_file(tmp_path, {"text": "fine"}, row))
 
 
-@pytest.mark.parametrize(
-    ("messages", "said"),
-    [
-        ("hi", "messages: str; it is a list"),
-        ([{"content": "hi"}], "message 1: .*an object with a role and a content"),
-        ([_turn("user", "hi"), _turn("assistant", None)], "message 2: content: NoneType; it is a string"),
-        ([_turn("user", "hi"), "bye"], "message 2: .bye"),
-    ],
-)
-def test_bad_messages_are_named(tmp_path: Path, messages: object, said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        read_jsonl(_file(tmp_path, {"messages": messages}))
+def test_instructions_are_prompts(tmp_path: Path) -> None:
+    path = _file(
+        tmp_path,
+        {"instruction": "Add.", "input": "1 and 2", "output": "3", "text": "Add. 1 and 2: 3"},
+        {"instruction": "Say hi.", "input": "", "output": "hi"},
+        {"instruction": "Say bye.", "input": None, "output": "bye", "system": "Be short."},
+        {"instruction": "Say nothing.", "output": None},
+    )
+    loaded = read_jsonl(path)
+    spoken = Chat((Message("system", "Be short."), Message("user", "Say bye."), Message("assistant", "bye")))
+    assert loaded.examples == (Completion("Add.\n1 and 2", "3"), Completion("Say hi.", "hi"), spoken)
+    assert loaded.tally.as_dict() == {"completion is empty": {"rows": 1, "first_lines": [4]}}
+
+
+def test_what_says_nothing_is_skipped(tmp_path: Path) -> None:
+    loaded = read_jsonl(_file(tmp_path, {"text": "one"}, {"text": None}, {"text": "two"}))
+    assert (loaded.examples, loaded.lines) == ((Text("one"), Text("two")), (1, 3))
+    assert loaded.tally.rows == {"text is empty": 1}
 
 
 def test_empty_files_and_unknown_fields(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no usable row"):
         read_jsonl(_file(tmp_path))
-    with pytest.raises(UserError, match=r"fields none; rows of this file have messages, or prompt and completion"):
+    known = "messages, or conversations, or prompt and completion, or instruction and output, or text"
+    with pytest.raises(UserError, match=f"fields none; rows of this file have {known}"):
         read_jsonl(_file(tmp_path, {}))
+    with pytest.raises(UserError, match="fields text; rows of this file have instruction and output"):
+        read_jsonl(_file(tmp_path, {"instruction": "a", "output": "b"}, {"text": "a"}))
 
 
 def test_the_files_of_a_folder(tmp_path: Path) -> None:

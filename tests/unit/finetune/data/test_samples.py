@@ -20,7 +20,9 @@ from edgempi.finetune.data.order import batches, order, rows_of_ranks
 from edgempi.finetune.data.packing import pack, unpack
 from edgempi.finetune.data.samples import Sample, template_fingerprint, tokenise, tokenizer_fingerprint
 from edgempi.finetune.data.templates import Classify, TextToText
+from edgempi.plan.spec import Embedding
 from unit.finetune.data.tokenizers_made import words
+from unit.plan.specs import classifier, decoder, rich
 
 PAIRS = (
     Labelled(("the car", "a boat"), 1), Labelled(("the car near the river", "a boat"), 0),
@@ -67,6 +69,34 @@ def test_what_is_cut_is_counted_and_nothing_left_is_said() -> None:
     assert found.tally.as_dict() == {"cut to 8 tokens": {"rows": 1, "first_lines": [3]}}
     with pytest.raises(UserError, match=r"rows: nothing to learn .3 rows: an answer left out.*line 2, 3, 4"):
         tokenise(_loaded(*PROMPTS), Answers(max_length=1), words("chat"))
+
+
+def test_ids_that_the_model_has_no_row_for_are_named() -> None:
+    bert, chat, t5 = words("bert"), words("chat"), words("t5")
+    wide, narrow = Embedding(len(bert), 8, types=2), Embedding(bert.convert_tokens_to_ids("car"), 8, types=2)
+    encoder = classifier()
+    assert encoder.enc is not None
+    fits, small, untyped = (
+        replace(encoder, enc=replace(encoder.enc, embedding=embedding))
+        for embedding in (wide, narrow, replace(wide, types=1))
+    )
+    found = tokenise(_loaded(*PAIRS), Classify(), bert, fits)
+    assert [s.key for s in found.samples] == [s.key for s in tokenise(_loaded(*PAIRS), Classify(), bert).samples]
+    highest = max(bert("the car", "a boat")["input_ids"])
+    assert highest >= narrow.vocabulary
+    said = rf"rows, line 2: token '{bert.convert_ids_to_tokens(highest)}' has the id {highest}; the model has rows for "
+    with pytest.raises(UserError, match=said + rf"ids below {narrow.vocabulary}\. Use the tokenizer"):
+        tokenise(_loaded(*PAIRS), Classify(), bert, small)
+    with pytest.raises(UserError, match=r"line 2: token type 1; the model has types below 1"):
+        tokenise(_loaded(*PAIRS), Classify(), bert, untyped)
+    with pytest.raises(UserError, match=r"line 2: token '\w+' has the id \d+; the model has rows for ids below 17"):
+        tokenise(_loaded(*PROMPTS), Answers(), chat, decoder())
+    # What is only to be written counts too.
+    last = replace(rich(), start_token=0)
+    assert last.enc is not None and last.dec is not None
+    unlike = replace(last, enc=replace(last.enc, embedding=Embedding(len(t5), 8)))
+    with pytest.raises(UserError, match=r"line 2: token 'yes' has the id"):
+        tokenise(_loaded(Completion("one", "yes")), TextToText(None, 0), t5, unlike)
 
 
 def test_targets_are_what_a_mean_loss_divides_by() -> None:

@@ -64,6 +64,58 @@ def test_class_names_from_a_column(tmp_path: Path) -> None:
         classes_in(path, "n")
 
 
+def _column(path: Path, *labels: object) -> Path:
+    path.write_text("t,n\n" + "".join(f"{row},{label}\n" for row, label in enumerate(labels)))
+    return path
+
+
+def test_whole_numbers_are_classes_however_they_are_written(tmp_path: Path) -> None:
+    path = _column(tmp_path / "rows.csv", "10.0", "2.0", "2", "-1.")
+    assert classes_in(path, "n") == ("-1", "2", "10")
+    stars = Task("stars", ("t",), classes_in(path, "n"))
+    assert [e.label for e in read_table(path, stars, ["t"], "n").examples] == [2, 1, 1, 0]  # type: ignore[union-attr]
+    # Classes that are called by numbers are not known by their places too.
+    with pytest.raises(UserError, match=r"line 2: label: '0'; it is one of -1, 2, 10"):
+        read_table(_column(path, "0"), stars, ["t"], "n")
+    with pytest.raises(UserError, match=r"label: '1'; it is one of 1.5, 2.5"):
+        read_table(_column(path, "1"), Task("stars", ("t",), ("1.5", "2.5")), ["t"], "n")
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["0.5", "3", "4.25"], r"column n: 0.5, 4.25 and the like; .* Set finetune_data.score_range=\[0.5,4.25\]"),
+        (["1e-3", "2"], r"score_range=\[0.001,2\], or wider for other rows"),
+        (["0.5", "3", "unknown"], r"if they are classes, name them all in finetune_data.labels"),
+        ([f"row {row}" for row in range(30)], r"30 different labels in 30 rows; rows of a class share its label"),
+        ([*range(1000, 1030), *range(1000, 1025)], r"30 different labels in 55 rows"),
+    ],
+)
+def test_columns_that_hold_no_classes(tmp_path: Path, labels: list[object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        classes_in(_column(tmp_path / "rows.csv", *labels), "n")
+
+
+def test_columns_that_may_hold_classes(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    assert classes_in(_column(path, *range(12)), "n") == tuple(map(str, range(12)))
+    assert classes_in(_column(path, "v1.5", "v2", "2.5"), "n") == ("2.5", "v1.5", "v2")  # names, most of them
+    assert len(classes_in(_column(path, *range(151), *range(151)), "n")) == 151
+    assert classes_in(_column(path, "nan", "inf"), "n") == ("inf", "nan")
+
+
+def test_no_number_is_no_label(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(arrow.table({"t": ["a", "b", "c", "d"], "n": [1.0, float("nan"), None, 0.0]}), path)
+    task = Task("mood", ("t",), classes_in(path, "n"))
+    assert task.labels == ("0", "1")
+    loaded = read_table(path, task, ["t"], "n")
+    assert loaded.examples == (Labelled(("a",), 1), Labelled(("d",), 0))
+    assert loaded.tally.rows == {"n is empty": 2}
+
+
 def test_bytes_that_are_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "rows.tsv"
     path.write_bytes(b"review\tmood\nfine\thigh\ncaf\xe9\tlow\n")

@@ -39,6 +39,24 @@ def test_the_longer_text_of_a_pair_is_cut() -> None:
     assert not _encode(Classify(max_length=12), bert, pair)[1].rows
 
 
+def test_a_row_has_room_for_a_token_of_each_text() -> None:
+    bert = words("bert")  # [CLS] a [SEP] b [SEP]
+    pair, single = Labelled(("the car", "a boat"), 1), Labelled(("the car near the river",), 1)
+    (row,), _ = _encode(Classify(max_length=5), bert, pair)
+    assert written(bert, row.enc_ids) == "[CLS] the [SEP] a [SEP]"
+    for length in (1, 2, 3, 4):
+        with pytest.raises(UserError, match=rf"max_tokens: {length}; beside the 3 .*each text needs one. Set it to 5"):
+            _encode(Classify(max_length=length), bert, pair)
+    (row,), _ = _encode(Classify(max_length=3), bert, single)
+    assert written(bert, row.enc_ids) == "[CLS] the [SEP]"
+    with pytest.raises(UserError, match=r"max_tokens: 2; beside the 2 that the tokenizer adds, the text needs one"):
+        _encode(Classify(max_length=2), bert, single)
+    with pytest.raises(UserError, match=r"max_tokens: 1; beside the 1 that the tokenizer adds"):
+        _encode(TextToText(None, 0, max_length=1), words("t5"), Completion("the car", "yes"))
+    with pytest.raises(UserError, match=r"max_tokens: 1; beside the 1 that the tokenizer adds"):
+        _encode(Classify(max_length=1, stack="dec"), words("chat"), pair)
+
+
 def test_a_decoder_reads_the_texts_one_after_the_other() -> None:
     chat = words("chat")
     (row,), tally = _encode(Classify(max_length=4, stack="dec"), chat, Labelled(("the car", "a boat"), 0))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from edgempi.config import finetune as config
-from edgempi.plan.training.asked import cache_bytes, kept_of, request_of, tuning_of
+from edgempi.plan.training.asked import cache_bytes, kept_of, request_of, tuning_of, work_of
 from edgempi.plan.training.measured import Kept
 from edgempi.plan.training.pac import Continuation
 from edgempi.plan.training.systems import Request, System
 from edgempi.plan.training.technique import Technique, Tuning
+from edgempi.plan.workload import Workload
 from unit.plan.training.models import t5
 
 LARGE = t5(24, 1024, 16, 4096)
@@ -46,3 +49,9 @@ def test_what_is_set_is_asked() -> None:
 def test_cached_bytes(dtype: str, factor: int, most: float) -> None:
     found = cache_bytes(config.CacheConfig(dtype=config.CacheDtype(dtype), factor=factor), LARGE) / 4
     assert most * 0.9 < found <= most
+
+
+def test_the_longest_row() -> None:
+    rows = config.FinetuneDataConfig(max_tokens=96, max_target_tokens=5)
+    assert work_of(rows, LARGE) == Workload(1, 5, 96)
+    assert work_of(rows, replace(LARGE, dec=None)) == Workload(1, 96)

@@ -37,4 +37,6 @@ def test_devices_without_speed_and_links_that_are_known() -> None:
     assert [(link.source, link.target) for link in made.links] == [(0, 1), (1, 0)]
     known = ClusterProfile(cluster.devices, (Link(0, 1, 0.0, 5.0), Link(1, 0, 0.0, 5.0)))
     assert with_links(known) is known
-    assert "speeds (1, 0.5)" in spoken([1.0, 0.5])
+    assert spoken(cluster).endswith("10 GFLOP/s times the devices' speeds (1, 0), links of 1 Gbit/s.")
+    assert spoken(known).endswith("speeds (1, 0), links as measured.")
+    assert spoken(ClusterProfile(cluster.devices[:1])).endswith("speeds (1).")

@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 
 from edgempi.plan.plan import Plan
 from edgempi.plan.training.costs import Costs
-from edgempi.plan.training.redistribute import owners, pinned_order, redistribute
+from edgempi.plan.training.redistribute import (
+    Holding,
+    aligned,
+    cache_moves,
+    filled,
+    keepers,
+    lost,
+    owners,
+    pinned_order,
+    reads,
+    redistribute,
+)
 from edgempi.plan.training.sizes import LayerBytes
 from unit.plan.training.workloads import costs, even_costs, plan
 
@@ -85,15 +96,82 @@ def test_all_that_is_needed_arrives_once(case: tuple[Costs, Plan, Plan, int]) ->
 def test_no_order_of_rows_moves_less() -> None:
     c = costs([[(0.0, 1.0)] * 3] * 4, [[(0.0, 1.0)] * 3] * 4, [LayerBytes(cache=n) for n in (5, 1, 2)])
     first = plan(c, [((0, 1), [0, 1], [3, 2]), ((1, 3), [2, 3], [1, 4])], 1)
-    second = plan(c, [((0, 3), [3, 0, 2, 1], [2, 1, 1, 1])], 1)
-    moved = sum(move.nbytes for move in redistribute(first, second, c, 5).cache)
-    before, ((_, later),) = owners(first, c, 5), owners(second, c, 5)
-    weigh = [(by_row, c.cache_bytes(layers)) for layers, by_row in before]
-    least = min(
-        sum(nbytes for place, row in enumerate(order) for by_row, nbytes in weigh if by_row[row] != later[place])
-        for order in permutations(range(5))
-    )
-    assert moved == least
+    shared = plan(c, [((0, 3), [3, 0, 2, 1], [2, 1, 1, 1])], 1)
+    piped = plan(c, [((0, 2), [1, 2], [2, 3]), ((2, 3), [3, 0], [3, 2])], 1)
+    for second in (shared, piped):
+        moved = sum(move.nbytes for move in redistribute(first, second, c, 5).cache)
+        places, layers = keepers(second, c, 5), reads(second, c)
+        least = min(
+            sum(move.nbytes for move in cache_moves(filled(first, c, 5), homes, layers, c))
+            for homes in permutations(places)
+        )
+        assert moved == least
+
+
+def test_many_rows_are_hardly_more_work() -> None:
+    """A mini-batch of 1,024 rows; rows and places are taken by kind."""
+    c, rows = even_costs(8, 8, size=SIZE), 1024
+    first, second = _hybrid(c, 4, 8, 64), plan(c, [((0, 8), range(8), [1] * 8)], 2)
+    found = redistribute(first, second, c, rows)
+    assert sorted(found.order) == list(range(rows))
+    assert sum(move.nbytes for move in found.cache) == rows * 8 * 10 * 3 // 4
+
+
+@st.composite
+def leftovers(draw: st.DrawFn) -> tuple[Costs, Plan, list[Holding]]:
+    """A plan, and rows of which devices have whatever they have."""
+    c, _, second, rows = draw(changes())
+    held: list[Holding] = []
+    for _ in range(rows):
+        found = {d: draw(st.integers(1, 2**c.size - 1)) for d in range(6) if draw(st.booleans())}
+        held.append(tuple(found.items()))
+    return c, second, held
+
+
+@settings(deadline=None, max_examples=60)
+@given(leftovers())
+def test_what_is_left_comes_together_and_the_rest_is_named(case: tuple[Costs, Plan, list[Holding]]) -> None:
+    c, second, held = case
+    places, layers = keepers(second, c, len(held)), reads(second, c)
+    order = aligned(held, places, layers, c)
+    homes = dict(zip(order, places, strict=True))
+    has = {(d, layer, row) for row, found in enumerate(held) for d, bits in found for layer in _layers(bits)}
+    before = {(layer, row) for _, layer, row in has}
+    gone = lost(held, layers)
+    for move in cache_moves(held, [homes[row] for row in range(len(held))], layers, c):
+        for layer in range(*move.layers):
+            for row in move.rows:
+                assert (move.source, layer, row) in has and (move.target, layer, row) not in has
+        has |= {(move.target, layer, row) for layer in range(*move.layers) for row in move.rows}
+    for row, keeper in homes.items():
+        lacking = {layer for d, wanted in zip(keeper, layers, strict=True) for layer in _layers(wanted)
+                   if (d, layer, row) not in has}  # fmt: skip
+        assert lacking == {layer for layer in range(c.size) if (layer, row) not in before}
+        assert bool(lacking) == (row in gone)
+
+
+def _layers(bits: int) -> list[int]:
+    return [layer for layer in range(bits.bit_length()) if bits >> layer & 1]
+
+
+def test_of_several_that_have_it_each_sends_a_part() -> None:
+    c = even_costs(3, 2, size=SIZE)
+    second = plan(c, [((0, 2), [2], [1])], 1)
+    both = ((0, 3), (1, 3))
+    found = cache_moves([both] * 6, keepers(second, c, 6), reads(second, c), c)
+    assert {(move.source, len(move.rows)) for move in found} == {(0, 3), (1, 3)}
+    # Who has more of it sends it alone.
+    (move,) = cache_moves([((0, 1), (1, 3))], keepers(second, c, 1), reads(second, c), c)
+    assert (move.source, move.layers) == (1, (0, 2))
+
+
+def test_who_has_all_of_a_row_keeps_it_whatever_came_first() -> None:
+    """Possession decides, not history: after a crash, devices that have their rows still are given these."""
+    c = even_costs(2, 2, size=SIZE)
+    second = plan(c, [((0, 2), [0, 1], [3, 1])], 1)
+    held: list[Holding] = [((1, 3),), ((0, 3),), (), ((0, 3),)]
+    assert aligned(held, keepers(second, c, 4), reads(second, c), c) == (1, 2, 3, 0)
+    assert lost(held, reads(second, c)) == (2,)
 
 
 def test_nothing_moves_to_where_it_is() -> None:
