@@ -34,7 +34,7 @@ from benchmarks.checkpoint import FILE_DTYPES, configuration, write_checkpoint
 from benchmarks.measure import isolated, paired, peak_bytes, ratios, reset_peak, spread
 from benchmarks.record import write_record
 from benchmarks.reduce import markdown
-from benchmarks.shapes import SHAPES
+from benchmarks.shapes import GALAXY, SHAPES
 from edgempi.comm import lone_world
 from edgempi.config.schema import ParallelConfig, PlannerConfig, Sharing
 from edgempi.inference.runner import Runner
@@ -266,8 +266,8 @@ def _ratio(values: dict[str, float]) -> str:
 def main() -> None:
     """Measure what the command line names; one record each, and a table at the end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    five = [name for name in SHAPES if name != "tiny"]
-    parser.add_argument("--models", nargs="+", choices=SHAPES, default=five, metavar="NAME", help=", ".join(SHAPES))
+    five, known = list(GALAXY), [*GALAXY, "tiny"]
+    parser.add_argument("--models", nargs="+", choices=known, default=five, metavar="NAME", help=", ".join(known))
     parser.add_argument("--dtypes", nargs="+", choices=FILE_DTYPES, default=list(FILE_DTYPES))
     parser.add_argument("--layers", type=int, help="cut each model to this depth (the width stays)")
     parser.add_argument("--length", type=int, default=284, help="tokens (default: %(default)s)")

@@ -12,22 +12,23 @@ pictures are written from the latest record of every cell.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.galaxy.cells import CELLS, TABLES, Cell, gpu_cells
-from benchmarks.galaxy.measure import CellError, workshop
+from benchmarks.galaxy.measure import workshop
 from benchmarks.galaxy.plots import draw
 from benchmarks.galaxy.summary import index
 from benchmarks.galaxy.tables import page
-from benchmarks.record import commit, read_records, write_record
+from benchmarks.pages import write_pages
+from benchmarks.record import read_records
+from benchmarks.resume import Task, key_of, measure_tasks
 
 RESULTS = Path(__file__).parents[1] / "results" / "galaxy"
 
@@ -71,22 +72,12 @@ def _order(cell: Cell) -> tuple[Any, ...]:
 
 def write_report(cells: Sequence[Cell], records: Sequence[dict[str, Any]], folder: Path) -> None:
     """Write the table and the picture of every experiment of which there is a record, cells in their order."""
-    latest = {_key(_same(record["run"]["parameters"])): record for record in records}
-    folder.mkdir(parents=True, exist_ok=True)
+    latest = {key_of(_same(record["run"]["parameters"])): record for record in records}
     measured: dict[str, list[dict[str, Any]]] = {}
     for table in TABLES:
-        keys = [_key(_same(cell.parameters)) for cell in sorted(cells, key=CELLS_ORDER) if cell.table == table]
-        found = [latest[key] for key in keys if key in latest]
-        if not found:
-            continue
-        measured[table] = found
-        text = page(table, found)
-        picture = folder / f"{table}.png"
-        if draw(table, found, picture):
-            text += f"\n![{table}]({picture.name})\n"
-        (folder / f"{table}.md").write_text(text)
-    (folder / "README.md").write_text(index(measured))
-    print(folder / "README.md")
+        keys = [key_of(_same(cell.parameters)) for cell in sorted(cells, key=CELLS_ORDER) if cell.table == table]
+        measured[table] = [latest[key] for key in keys if key in latest]
+    print(write_pages(folder, measured, page, draw, index))
 
 
 def CELLS_ORDER(cell: Cell) -> tuple[int, ...]:  # noqa: N802
@@ -96,42 +87,22 @@ def CELLS_ORDER(cell: Cell) -> tuple[int, ...]:  # noqa: N802
 
 
 def _measure(cells: Sequence[Cell], asked: argparse.Namespace, folder: Path) -> int:
-    known = {
-        _key(record["run"]["parameters"]) for record in (read_records(folder) if folder.exists() else [])
-        if record["run"]["commit"] == commit()
-    }  # fmt: skip
-    failed, taken_s = 0, list[float]()
     with workshop(asked.output, asked.repeats, asked.again, asked.attempts) as shop:
-        for number, cell in enumerate(cells, 1):
-            name = f"[{number}/{len(cells)}] {cell.table}: {cell.model}, {cell.cluster}, {' '.join(cell.lab)}"
-            name += f" {cell.way or 'timed'}"
-            parameters = {**cell.parameters, "repeats": asked.repeats}
-            if not asked.again and _key(parameters) in known:
-                print(f"{name}: measured before", flush=True)
-                continue
-            start = time.perf_counter()
-            try:
-                write_record(folder, "galaxy", parameters, shop.measure(cell))
-                said = ""
-            except CellError as error:
-                failed += 1
-                said = " FAILED"
-                print(f"{name}:\n{error}", file=sys.stderr, flush=True)
-            taken_s.append(time.perf_counter() - start)
-            left_s = (len(cells) - number) * sum(taken_s) / len(taken_s)
-            spent = f"{taken_s[-1]:.0f} s, {sum(taken_s) / 60:.0f} min so far, about {left_s / 60:.0f} min left"
-            print(f"{name}:{said} {spent}", flush=True)
-    return failed
+        tasks = [
+            Task(_name(cell), {**cell.parameters, "repeats": asked.repeats}, partial(shop.measure, cell))
+            for cell in cells
+        ]
+        return measure_tasks(tasks, "galaxy", folder, asked.again)
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.table}: {cell.model}, {cell.cluster}, {' '.join(cell.lab)} {cell.way or 'timed'}"
 
 
 def _same(parameters: dict[str, Any]) -> dict[str, Any]:
     """What makes two records those of one cell: not how often it was repeated nor, where it was timed, its depth."""
     ignored = {"repeats"} if parameters["way"] else {"repeats", "layers"}
     return {name: value for name, value in parameters.items() if name not in ignored}
-
-
-def _key(parameters: dict[str, Any]) -> str:
-    return json.dumps(parameters, sort_keys=True)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

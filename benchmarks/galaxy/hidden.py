@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-FRAME_PAYLOAD, FRAME_HEADERS = 1448, 66
-"""Bytes of payload in a full frame, and those of Ethernet, IP and TCP with time stamps, in every frame."""
+from benchmarks.wire import on_wire_s
+
 LAYER = re.compile(r"(enc|dec)\.\d+")
 OWN = "mlp own"
 """The span of an MLP that is not split: its products need no tile of another device."""
@@ -72,7 +72,7 @@ def read_trace(trace: Mapping[str, Any], bits_per_s: float, subtiles: int) -> di
 def _rank(passes: Sequence[_Pass], bits_per_s: float, subtiles: int, ranks: int) -> dict[str, float]:
     hidden, idle_s, layer_s, inner_s, own_s = [], [], [], [], []
     for one in passes:
-        transfer_s = sum(_wire_s(nbytes, bits_per_s) for nbytes in one.sent_bytes)
+        transfer_s = sum(on_wire_s(nbytes, bits_per_s) for nbytes in one.sent_bytes)
         waited_s = sum(stop - start for start, stop in one.waits)
         exposed_s = sum(_within(flight, wait) for wait in one.waits for flight in one.flights)
         hidden.append(min(1.0, max(0.0, 1 - exposed_s / transfer_s)))
@@ -84,7 +84,7 @@ def _rank(passes: Sequence[_Pass], bits_per_s: float, subtiles: int, ranks: int)
             layer_s.append(span[1] - span[0])
             inner_s.append(inner)
             own_s.append(span[1] - span[0] - waited - inner)
-    wire_s = median(sum(_wire_s(nbytes, bits_per_s) for nbytes in one.sent_bytes) / len(one.layers) for one in passes)
+    wire_s = median(sum(on_wire_s(nbytes, bits_per_s) for nbytes in one.sent_bytes) / len(one.layers) for one in passes)
     messages = len(passes[0].sent_bytes) / len(passes[0].layers)
     products = messages / ((ranks - 1) * subtiles)
     unhideable_s = median(inner_s) / (ranks * subtiles) + median(own_s) / subtiles
@@ -146,10 +146,6 @@ def _passes(events: Sequence[Mapping[str, Any]], flights: list[Span]) -> list[_P
             )
         )
     return passes
-
-
-def _wire_s(nbytes: int, bits_per_s: float) -> float:
-    return 8 * (nbytes + FRAME_HEADERS * math.ceil(nbytes / FRAME_PAYLOAD)) / bits_per_s
 
 
 def _span(event: Mapping[str, Any]) -> Span:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from benchmarks.galaxy.phrases import DASH, in_ms, percent
 from benchmarks.galaxy.reading import SPEEDS, Record, nominal, place, seconds, speeds, timed, way
+from benchmarks.phrases import DASH, in_ms, percent
 
 WAYS = {"ring": "hybrid", "heads": "heads (whole MLPs)"}
 """The overlapped ways of which there are traces."""

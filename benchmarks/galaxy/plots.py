@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from benchmarks.galaxy import published
 from benchmarks.galaxy.published import ENVIRONMENTS
 from benchmarks.galaxy.reading import Record, nominal, ratio, scaled, seconds, timed
-
-WIDTH, HEIGHT = 8.0, 4.0
-DPI = 130
+from benchmarks.pictures import bars, picture
 
 
 def draw(table: str, records: Sequence[Record], path: Path) -> bool:
@@ -26,10 +18,7 @@ def draw(table: str, records: Sequence[Record], path: Path) -> bool:
     cells = timed(records)
     if not cells:
         return False
-    figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT), layout="constrained")
-    _PICTURES[table](axes, cells)
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)
+    picture(path, lambda axes: _PICTURES[table](axes, cells))
     return True
 
 
@@ -37,22 +26,22 @@ def _table1(axes: Axes, cells: Sequence[Record]) -> None:
     labels = [f"{r['run']['parameters']['model']}\n{r['run']['parameters']['length']} tokens" for r in cells]
     ours = [(seconds(record, "one device") or 0) * record["result"]["time_scale"] for record in cells]
     theirs = [published.NANO_S[record["run"]["parameters"]["model"]] for record in cells]
-    _bars(axes, labels, {"ours, at full scale": ours, "published (length not stated)": theirs})
+    bars(axes, labels, {"ours, at full scale": ours, "published (length not stated)": theirs})
     axes.set_ylabel("latency of one Nano-M, s")
 
 
 def _speed_ups(names: Sequence[str], reference: str) -> Callable[[Axes, Sequence[Record]], None]:
-    def picture(axes: Axes, cells: Sequence[Record]) -> None:
-        bars = {name: [ratio(record, reference, name) or 0 for record in cells] for name in names}
+    def paint(axes: Axes, cells: Sequence[Record]) -> None:
+        heights = {name: [ratio(record, reference, name) or 0 for record in cells] for name in names}
         if reference == "M-LM" and cells[0]["run"]["parameters"]["table"] == "homogeneous":
             places = [(r["run"]["parameters"]["model"], r["run"]["parameters"]["cluster"]) for r in cells]
             figures = [published.HOMOGENEOUS[key][0] for key in places]
-            bars = {"published": [f if isinstance(f, float) else 0 for f in figures], **bars}
-        _bars(axes, [_label(record) for record in cells], bars)
+            heights = {"published": [f if isinstance(f, float) else 0 for f in figures], **heights}
+        bars(axes, [_label(record) for record in cells], heights)
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set_ylabel(f"times as fast as {reference}")
 
-    return picture
+    return paint
 
 
 def _bandwidth(axes: Axes, cells: Sequence[Record]) -> None:
@@ -72,7 +61,7 @@ def _bandwidth(axes: Axes, cells: Sequence[Record]) -> None:
 
 
 def _scaling(weak: bool) -> Callable[[Axes, Sequence[Record]], None]:
-    def picture(axes: Axes, cells: Sequence[Record]) -> None:
+    def paint(axes: Axes, cells: Sequence[Record]) -> None:
         for model in dict.fromkeys(record["run"]["parameters"]["model"] for record in cells):
             own = [record for record in cells if record["run"]["parameters"]["model"] == model]
             for name in ("M-LM", "hybrid", "heads", "auto"):
@@ -86,12 +75,12 @@ def _scaling(weak: bool) -> Callable[[Axes, Sequence[Record]], None]:
         axes.set_ylabel("share of linear" if weak else "times as fast as one device")
         axes.legend(fontsize=7)
 
-    return picture
+    return paint
 
 
 def _overlap(axes: Axes, cells: Sequence[Record]) -> None:
     labels = [f"{_label(record)}\n{nominal(record) / 1e6:g} Mbit/s" for record in cells]
-    _bars(
+    bars(
         axes, labels, {name: [seconds(record, name) or 0 for record in cells] for name in ("blocking", "ring", "heads")}
     )
     axes.set_ylabel("latency, s")
@@ -99,22 +88,12 @@ def _overlap(axes: Axes, cells: Sequence[Record]) -> None:
 
 def _ablation(axes: Axes, cells: Sequence[Record]) -> None:
     names = [one["name"] for one in cells[0]["result"]["ways"]]
-    bars = {
+    heights = {
         _label(record).replace("\n", ", "): [ratio(record, "blocking", name) or 0 for name in names] for record in cells
     }
-    _bars(axes, [name.replace(", ", ",\n") for name in names], bars)
+    bars(axes, [name.replace(", ", ",\n") for name in names], heights)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_ylabel("times as fast as blocking")
-
-
-def _bars(axes: Axes, labels: Sequence[str], bars: Mapping[str, Sequence[Any]]) -> None:
-    """Groups of bars, one of each kind; zero says that there is none."""
-    thickness = 0.8 / len(bars)
-    for index, (name, heights) in enumerate(bars.items()):
-        middle = [at + (index - (len(bars) - 1) / 2) * thickness for at in range(len(labels))]
-        axes.bar(middle, heights, thickness, label=name)
-    axes.set_xticks(range(len(labels)), labels, fontsize=6)
-    axes.legend(fontsize=7)
 
 
 def _label(record: Record) -> str:

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.galaxy.published import ENVIRONMENTS
+from benchmarks.phrases import kept_speed
 from benchmarks.shapes import SHAPES
 
 Record = Mapping[str, Any]
@@ -88,12 +89,7 @@ def saved(record: Record, name: str) -> float | None:
 
 def speeds(record: Record) -> str:
     """What the devices showed after the job, beside their nominal speed: the least and the most."""
-    found = record["result"].get("speeds")
-    if found is None:
-        return "-"
-    off = [100 * (share - 1) for share in found["after"].values()]
-    tries = f" ({found['attempts']} attempts)" if found["attempts"] > 1 else ""
-    return f"{min(off):+.0f}..{max(off):+.0f} %{tries}"
+    return kept_speed(record["result"].get("speeds"))
 
 
 def nominal(record: Record) -> float:

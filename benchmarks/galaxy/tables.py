@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.galaxy import published
 from benchmarks.galaxy.cells import GPU
 from benchmarks.galaxy.overlap import overlap_rows, promises
-from benchmarks.galaxy.phrases import DASH, as_published, in_ms, in_seconds, listed, marked, number, over_floor, percent
+from benchmarks.galaxy.phrases import as_published, in_seconds, marked, over_floor
 from benchmarks.galaxy.published import OOM
 from benchmarks.galaxy.reading import (
     BASELINES,
@@ -29,6 +29,7 @@ from benchmarks.galaxy.reading import (
     timed,
     way,
 )
+from benchmarks.phrases import DASH, in_ms, listed, machines, number, percent
 from benchmarks.reduce import markdown
 
 
@@ -253,12 +254,10 @@ def _memory_check(records: Sequence[Record]) -> list[str]:
 
 def _how(records: Sequence[Record]) -> str:
     """How it was measured."""
-    metas = {f"{r['meta']['cpu']}, {r['meta']['cores']} cores, torch {r['meta']['packages']['torch']}" for r in records}
-    commits = {str(record["run"]["commit"]) for record in records}
     scales = {r["result"]["time_scale"] for r in timed(records)}
     memory = {r["result"]["memory_scale"] for r in timed(records)}
     lines = [
-        f"Machine: {'; '.join(sorted(metas))}. Commit: {', '.join(sorted(commits))}.",
+        machines(records),
         f"Devices and links are {listed(scales)} times as fast as those published (`time_scale`), both alike; memory "
         f"budgets are multiplied by {listed(memory)} for fp32 weights (`memory_scale`) or, where several ways are "
         "timed in one job, lifted. Latencies are as measured, not scaled back. Depth is cut where the layers column "

@@ -267,11 +267,11 @@ def test_cells_are_measured_once(galaxy: Any, tmp_path: Path, monkeypatch: pytes
         def measure(self, cell: Any) -> dict[str, Any]:
             measured.append(cell)
             if cell.model == "opt_l":
-                raise galaxy.CellError("it broke")
+                raise import_module("benchmarks.workshop").CellError("it broke")
             return timed({"blocking": 2.0, "ring": 1.0})
 
     monkeypatch.setattr(galaxy, "workshop", Shop)
-    monkeypatch.setattr(galaxy, "commit", lambda: "abc")
+    monkeypatch.setattr(import_module("benchmarks.resume"), "commit", lambda: "abc")
     monkeypatch.setattr(import_module("benchmarks.record"), "commit", lambda: "abc")
     folders = ["--output", str(tmp_path), "--results", str(tmp_path / "results")]
     words = ["--only", "overlap", "--clusters", "lab_a", *folders]
@@ -281,7 +281,7 @@ def test_cells_are_measured_once(galaxy: Any, tmp_path: Path, monkeypatch: pytes
     assert len(measured) == 3
     assert galaxy.main([*words, "--again", "--layers", "2"]) == 0
     assert [cell.layers for cell in measured[3:]] == [2, 2, 2]
-    monkeypatch.setattr(galaxy, "commit", lambda: "def")
+    monkeypatch.setattr(import_module("benchmarks.resume"), "commit", lambda: "def")
     assert galaxy.main(words) == 0
     assert len(measured) == 9
     assert (
@@ -293,7 +293,7 @@ def test_cells_are_measured_once(galaxy: Any, tmp_path: Path, monkeypatch: pytes
 def test_a_workshop_keeps_one_lab_and_tells_a_kill_from_a_failure(
     galaxy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure = import_module("benchmarks.galaxy.measure")
+    measure, workshop = import_module("benchmarks.galaxy.measure"), import_module("benchmarks.workshop")
     said: list[list[str]] = []
     kills: dict[str, int] = {"a": 0}
     dies = fails = False
@@ -330,15 +330,16 @@ def test_a_workshop_keeps_one_lab_and_tells_a_kill_from_a_failure(
         return {"a": rates.pop(0) if len(rates) > 1 else rates[0]}, state
 
     monkeypatch.setattr(measure, "edgempi", edgempi)
-    monkeypatch.setattr(measure, "hold", hold)
-    monkeypatch.setattr(measure, "bring_up", bring_up)
-    monkeypatch.setattr(measure, "retune", retune)
+    monkeypatch.setattr(workshop, "hold", hold)
+    monkeypatch.setattr(workshop, "bring_up", bring_up)
+    monkeypatch.setattr(workshop, "retune", retune)
     monkeypatch.setattr(measure, "_profiled_speeds", lambda path: {"a": 1.0})
-    monkeypatch.setattr(measure, "tear_down", lambda: lab.append("down"))
+    monkeypatch.setattr(workshop, "tear_down", lambda: lab.append("down"))
     monkeypatch.setattr(measure, "isolated", lambda *call: None)
     monkeypatch.setattr(measure.Cgroups, "of_machine", lambda: SimpleNamespace(kills=lambda host: kills[host]))
     state = SimpleNamespace(lan=SimpleNamespace(hosts=["a"]), as_dict=lambda: {"up": True}, speeds={"a": 1.01})
-    monkeypatch.setattr(measure, "read_state", lambda: state)
+    for module in (measure, workshop):
+        monkeypatch.setattr(module, "read_state", lambda: state)
     timed_cell, fit_cell = (
         next(cell for cell in galaxy.CELLS if cell.table == "homogeneous" and bool(cell.way) == fit)
         for fit in (False, True)
