@@ -4,6 +4,7 @@ transfer        what a rank's messages of the layers take on its link: bytes and
 exposed         what of its waiting falls within the layers, while a message to it is under way: posted by its sender
                 and not here yet. The rest of its waiting is idle: another device still computes
 hidden          1 - exposed / transfer
+computed        what of a layer a rank does not wait: less a layer cannot take, however well its transfers are hidden
 layer           from a layer's start to the next one's; the last one ends when the last of its messages has arrived
 tile            computation and transfer of one row tile in one product: a layer has, in `P` products that communicate,
                 `N x subtiles` tiles to compute and `(N - 1) x subtiles` to send
@@ -55,7 +56,7 @@ def read_trace(trace: Mapping[str, Any], bits_per_s: float, subtiles: int) -> di
     Returns:
         `hidden` of each rank, and `idle_s` of each in a layer; of the rank for which `over_wire` (the layer's time over
         wire plus un-hideable) is longest, the medians over passes and layers `tile_compute_s`, `tile_transfer_s`,
-        `layer_s`, `wire_s`, `unhideable_s`; `passes`.
+        `layer_s`, `computed_s`, `wire_s`, `unhideable_s`; `passes`.
     """
     events = _by_rank(trace)
     ranks = [_passes(own, _flights(own, rank, events)) for rank, own in enumerate(events)]
@@ -94,6 +95,7 @@ def _rank(passes: Sequence[_Pass], bits_per_s: float, subtiles: int, ranks: int)
         "tile_compute_s": median(inner_s) / (products * ranks * subtiles),
         "tile_transfer_s": wire_s / messages,
         "layer_s": median(layer_s),
+        "computed_s": median(inner + own for inner, own in zip(inner_s, own_s, strict=True)),
         "wire_s": wire_s,
         "unhideable_s": unhideable_s,
         "over_wire": median(layer_s) / (wire_s + unhideable_s),

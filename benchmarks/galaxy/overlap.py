@@ -35,6 +35,7 @@ def overlap_rows(records: Sequence[Record]) -> list[dict[str, str]]:
                     "hidden %, by rank": ", ".join(f"{100 * share:.0f}" for share in seen["hidden"]),
                     "idle ms a layer, by rank": ", ".join(f"{1e3 * idle:.1f}" for idle in seen["idle_s"]),
                     "layer ms": f"{1e3 * seen['layer_s']:.1f}",
+                    "of it computed ms": f"{1e3 * seen['computed_s']:.1f}",
                     "wire ms": f"{1e3 * seen['wire_s']:.1f}",
                     "un-hideable tile ms": f"{1e3 * seen['unhideable_s']:.1f}",
                     "layer over (wire + un-hideable tile)": f"{seen['over_wire']:.2f}" if transfer_bound else DASH,
@@ -66,6 +67,17 @@ def promises(cells: Sequence[Record]) -> list[str]:
             f"least, {percent(median(free))} in the median."
         )
     if bound:
-        most = max(one["over_wire"] for one in bound)
-        parts.append(f"Where it travels for longer, a layer takes at most {most:.2f} x (wire + un-hideable tile).")
+        computing = [one for one in bound if one["computed_s"] > one["wire_s"] + one["unhideable_s"]]
+        waiting = [one["over_wire"] for one in bound if one not in computing]
+        parts.append(f"Where it travels for longer, a layer takes {_most(waiting)} (wire + un-hideable tile).")
+        if computing:
+            parts.append(
+                f"In {len(computing)} of these {len(bound)} a layer's computation alone exceeds that sum, which no "
+                f"overlap can undo: it takes {_most([one['over_wire'] for one in computing])} the sum, and "
+                f"{_most([one['layer_s'] / one['computed_s'] for one in computing])} its computation."
+            )
     return parts
+
+
+def _most(ratios: Sequence[float]) -> str:
+    return f"at most {max(ratios):.2f} x" if ratios else DASH

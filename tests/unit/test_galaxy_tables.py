@@ -192,6 +192,7 @@ def test_a_trace_says_what_is_hidden(galaxy: Any) -> None:
     assert seen["tile_transfer_s"] == pytest.approx(0.020)
     assert seen["tile_compute_s"] == pytest.approx(0.030 / (2 * 2))  # two products that communicate, two tiles in each
     assert seen["layer_s"] == pytest.approx(0.044)
+    assert seen["computed_s"] == pytest.approx(0.040)
     assert seen["wire_s"] == pytest.approx(0.040)
     assert seen["unhideable_s"] == pytest.approx(0.030 / 2 + 0.010)
     assert seen["over_wire"] == pytest.approx(44 / 65)
@@ -207,6 +208,7 @@ def test_overlap_table(galaxy: Any) -> None:
         "hidden": [0.9, 0.8],
         "idle_s": [0.0, 0.001],
         "layer_s": 0.1,
+        "computed_s": 0.09,
         "wire_s": 0.08,
         "unhideable_s": 0.02,
         "over_wire": 1.0,
@@ -222,6 +224,12 @@ def test_overlap_table(galaxy: Any) -> None:
     said = overlap.promises(records)
     assert "80 % of the transfers are hidden at least" in said[1]
     assert "at most 1.00 x" in said[2]
+    assert len(said) == 3
+    result["ways"][1]["traced"]["computed_s"] = 0.125  # more than wire and tile together
+    said = overlap.promises([record(cell, result)])
+    assert "a layer takes - (wire" in said[2]
+    assert "In 1 of these 1" in said[3]
+    assert "at most 0.80 x its computation" in said[3]
 
 
 def test_peaks_count_where_a_way_ran_alone(galaxy: Any) -> None:
