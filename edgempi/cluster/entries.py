@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from edgempi.errors import UserError
 
@@ -37,3 +41,21 @@ class Entries:
     def wrong(self, where: str, value: object, rule: str) -> UserError:
         """The error that names a place in the file."""
         return UserError(f"profile file {where}", value=value, rule=rule, remedy=self.remedy)
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Name the file of a profile in every error of reading it."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        otherwise = "not YAML" if isinstance(error, yaml.YAMLError) else "not a text file"
+        said = error.strerror if isinstance(error, OSError) else otherwise
+        raise UserError(
+            "cluster.profile", value=f"{path}: {said}", rule="it is a file that edgempi profile wrote",
+            remedy="Write one with edgempi profile task.save=profile.yaml",
+        ) from error  # fmt: skip
+    except UserError as error:
+        raise UserError(
+            f"cluster.profile {path}: {error.what}", value=error.value, rule=error.rule, remedy=error.remedy
+        ) from error

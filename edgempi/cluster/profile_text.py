@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from edgempi.cluster.entries import Entries
+from edgempi.cluster.entries import Entries, reading
 from edgempi.cluster.profile import ClusterProfile, Device, DeviceMemory, DeviceTimes, ElementTime, LinearTime, Link
 from edgempi.cluster.training_times import TrainingProfile, training_to_list
 from edgempi.errors import UserError
@@ -98,18 +98,8 @@ def load_profile(path: str) -> ClusterProfile:
     Raises:
         UserError: it cannot be read, or is no profile; names the file.
     """
-    try:
+    with reading(path):
         return profile_from_yaml(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        said = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise UserError(
-            "cluster.profile", value=f"{path}: {said}", rule="it is a file that edgempi profile wrote",
-            remedy="Write one with edgempi profile task.save=profile.yaml",
-        ) from error  # fmt: skip
-    except UserError as error:
-        raise UserError(
-            f"cluster.profile {path}: {error.what}", value=error.value, rule=error.rule, remedy=error.remedy
-        ) from error
 
 
 def _device_to_dict(device: Device) -> dict[str, Any]:

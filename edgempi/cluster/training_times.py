@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from edgempi.cluster.entries import Entries
+from edgempi.cluster.entries import Entries, reading
 from edgempi.cluster.profile import ElementTime
 from edgempi.errors import UserError
 
@@ -156,7 +156,7 @@ def load_training(path: str) -> tuple[TrainingProfile, ...]:
     Raises:
         UserError: it cannot be read, or its section is not right; names the file.
     """
-    try:
+    with reading(path):
         data = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
         if not isinstance(data, Mapping) or "training" not in data:
             return ()
@@ -166,16 +166,6 @@ def load_training(path: str) -> tuple[TrainingProfile, ...]:
             if len(profile.devices) != counted:
                 raise _wrong(f"training[{i}].devices", len(profile.devices), f"one for each of the {counted} devices")
         return found
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        said = error.strerror if isinstance(error, OSError) else "not YAML"
-        raise UserError(
-            "cluster.profile", value=f"{path}: {said}", rule="it is a file that edgempi profile wrote",
-            remedy="Write one with edgempi profile task.save=profile.yaml",
-        ) from error  # fmt: skip
-    except UserError as error:
-        raise UserError(
-            f"cluster.profile {path}: {error.what}", value=error.value, rule=error.rule, remedy=error.remedy
-        ) from error
 
 
 def _purpose(data: object, where: str) -> Purpose:
